@@ -1,0 +1,1 @@
+"""Attacks: one flat function per file, `attack(model, x, y, *, …) -> x_adv`."""

@@ -1,0 +1,1 @@
+"""Tensors and contracts only: everything else stands on this room, and it stands on torch."""

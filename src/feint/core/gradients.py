@@ -1,0 +1,337 @@
+"""Gradient estimators: how an attack learns which way the loss rises.
+
+An estimator is a function `(model, x, y, loss, keys) -> Estimate`, per sample. `backprop` uses
+autograd, `eot` averages loss gradients over draws of a stochastic model, `spsa` and `nes` use
+logits alone. Any gradient attack takes any of them as its `gradient` argument.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from feint.core import random
+from feint.core.errors import GradientError, ModelError, RangeError
+from feint.core.losses import Loss
+
+__all__ = [
+    "Estimate",
+    "GradientEstimator",
+    "Model",
+    "backprop",
+    "call",
+    "eot",
+    "find_gradient_loss",
+    "is_stochastic",
+    "nes",
+    "require_gradient",
+    "spsa",
+    "takes_keys",
+]
+
+Model = Callable[..., Tensor]
+"""Anything that maps images (B, C, H, W) to logits (B, K); with `keys=` if it is stochastic."""
+
+
+class Estimate(NamedTuple):
+    """What an estimator learned at one point."""
+
+    logits: Tensor
+    """(B, D, K): the logits of the D draws at `x` (D = 1 for a deterministic model)."""
+    gradient: Tensor
+    """Shape of `x`: gradient of the mean loss over the draws."""
+    loss: Tensor
+    """(B,): the mean loss over the draws."""
+
+
+class GradientEstimator(Protocol):
+    """`(model, x, y, loss, keys) -> Estimate`; every sample independent of its batch-mates."""
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        loss: Loss,
+        keys: Tensor,
+        *,
+        forward_only: bool = False,
+    ) -> Estimate:
+        """One estimate.
+
+        Args:
+            model: Gives logits.
+            x: (B, C, H, W).
+            y: (B,) labels or targets, as the loss wants them.
+            loss: `(logits, y) -> (B,)`, to be maximised.
+            keys: (B,) int64.
+            forward_only: Skip the gradient (it comes back as zeros): the attack has taken its last
+                step and only evaluates it.
+        """
+        ...
+
+
+def is_stochastic(model: object) -> bool:
+    """What the model declares: its attribute `stochastic`, false if it has none."""
+    return bool(getattr(model, "stochastic", False))
+
+
+@lru_cache(maxsize=256)
+def _type_takes_keys(function: object) -> bool:
+    try:
+        return "keys" in inspect.signature(function).parameters  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
+def takes_keys(model: Model) -> bool:
+    """Whether the model's forward has a parameter `keys`."""
+    target = type(model).forward if isinstance(model, nn.Module) else model
+    try:
+        return _type_takes_keys(target)
+    except TypeError:  # unhashable callable
+        return "keys" in inspect.signature(target).parameters
+
+
+def call(model: Model, x: Tensor, keys: Tensor | None = None) -> Tensor:
+    """Logits of `x`, with keys if the model takes them.
+
+    Raises:
+        ModelError: If the logits are not (B, K).
+    """
+    logits = model(x, keys=keys) if takes_keys(model) else model(x)
+    if isinstance(logits, Tensor) and logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(
+            f"the model gave {got} for a batch of {len(x)}; expected logits ({len(x)}, classes)"
+        )
+    return logits
+
+
+def backprop(
+    model: Model, x: Tensor, y: Tensor, loss: Loss, keys: Tensor, *, forward_only: bool = False
+) -> Estimate:
+    """Autograd through one forward pass.
+
+    Cost: one forward and one backward pass per sample.
+
+    Raises:
+        GradientError: If the graph is cut between the logits and `x` (a detached module, a
+            rounding by integer casts); the module where it is lost is named. A gradient that is
+            there but zero is caught by `require_gradient`.
+    """
+    if forward_only:
+        with torch.no_grad():
+            logits = call(model, x, keys)
+            return Estimate(logits[:, None], torch.zeros_like(x), loss(logits, y))
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = call(model, leaf, keys)
+        value = loss(logits, y)
+        if not value.requires_grad:
+            raise _lost(model, x, keys, "no gradient reaches the input: the graph is cut")
+        (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+    if gradient is None:
+        raise _lost(model, x, keys, "no gradient reaches the input: the graph is cut")
+    return Estimate(logits.detach()[:, None], gradient, value.detach())
+
+
+def require_gradient(model: Model, x: Tensor, keys: Tensor, gradient: Tensor) -> None:
+    """Raise if a batch's gradient is identically zero for a structural reason.
+
+    Called once per attack, on its first gradient, since the test reads the gradient's values. If
+    they are all zero, a random projection of the logits tells whether the logits depend on the
+    input at all (then a loss saturates, which is for the caller to see) or not.
+
+    Raises:
+        GradientError: Naming the module in which the gradient dies, where it can be found.
+    """
+    if gradient.numel() == 0 or bool(gradient.any()):
+        return
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = call(model, leaf, keys)
+        weights = random.normal(random.fold(keys, "probe"), logits.shape[1:], logits.dtype)
+        (probe,) = torch.autograd.grad((logits * weights).sum(), leaf)
+    if not bool(probe.any()):
+        raise _lost(model, x, keys, "the gradient is identically zero")
+
+
+def _lost(model: Model, x: Tensor, keys: Tensor, what: str) -> GradientError:
+    name = find_gradient_loss(model, x, keys)
+    where = f" in module {name!r}" if name else ""
+    return GradientError(
+        f"{what}{where}; attack a view that declares a backward rule "
+        "(Pipeline.view(backward=...)), or use gradient=spsa(...)",
+        module=name,
+    )
+
+
+def find_gradient_loss(model: Model, x: Tensor, keys: Tensor | None = None) -> str | None:
+    """Qualified name of the innermost module that passes no gradient from its output to its input.
+
+    Returns:
+        The name, or None if the model is no module or the loss happens outside of any.
+    """
+    if not isinstance(model, nn.Module):
+        return None
+    seen: list[tuple[str, list[Tensor], Tensor]] = []
+    hooks = []
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            given = [t for t in inputs if isinstance(t, Tensor) and t.is_floating_point()]
+            if given and isinstance(output, Tensor):
+                seen.append((name, given, output))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if name:
+            hooks.append(module.register_forward_hook(record(name)))
+    try:
+        with torch.enable_grad():
+            leaf = x.detach()[:1].requires_grad_()
+            call(model, leaf, None if keys is None else keys[:1])
+    finally:
+        for handle in hooks:
+            handle.remove()
+    for name, given, output in seen:  # hooks fire when a module ends: children before parents
+        if not any(t.requires_grad for t in given):
+            continue
+        if not output.requires_grad:
+            return name
+        used = [t for t in given if t.requires_grad]
+        got = torch.autograd.grad(output.sum(), used, retain_graph=True, allow_unused=True)
+        if all(g is None or not bool(g.any()) for g in got):
+            return name
+    return None
+
+
+def eot(
+    draws: int = 30, base: GradientEstimator = backprop, chunk: int | None = None
+) -> GradientEstimator:
+    """Expectation over transformation: gradient of the loss averaged over a model's draws.
+
+    The draws are folded into the batch axis.
+
+    Args:
+        draws: Draws per step, D.
+        base: Estimator for each draw.
+        chunk: At most so many images per forward pass; by default all B·D at once.
+
+    Cost: D times that of `base`.
+
+    References:
+        Athalye, Engstrom, Ilyas, Kwok, "Synthesizing robust adversarial examples", ICML 2018.
+    """
+    if draws < 1:
+        raise RangeError(f"eot draws is {draws}; expected at least 1")
+
+    def estimate(
+        model: Model, x: Tensor, y: Tensor, loss: Loss, keys: Tensor, *, forward_only: bool = False
+    ) -> Estimate:
+        drawn = random.fold(keys, "eot", 0, torch.arange(draws, device=x.device))
+        wide_x = x.repeat_interleave(draws, 0)
+        wide_y, wide_keys = y.repeat_interleave(draws, 0), drawn.flatten()
+        size = max(1, chunk or len(wide_x))
+        parts = [
+            base(
+                model,
+                wide_x[i : i + size],
+                wide_y[i : i + size],
+                loss,
+                wide_keys[i : i + size],
+                forward_only=forward_only,
+            )
+            for i in range(0, max(1, len(wide_x)), size)
+        ]
+        logits = torch.cat([p.logits for p in parts])
+        gradient = torch.cat([p.gradient for p in parts])
+        value = torch.cat([p.loss for p in parts])
+        return Estimate(
+            logits.reshape(len(x), -1, logits.shape[-1]),
+            gradient.reshape(len(x), draws, *x.shape[1:]).mean(1),
+            value.reshape(len(x), draws).mean(1),
+        )
+
+    estimate.__qualname__ = f"eot({draws})"
+    return estimate
+
+
+def _finite_differences(kind: str, samples: int, sigma: float, chunk: int) -> GradientEstimator:
+    if samples < 1 or not sigma > 0:
+        raise RangeError(f"{kind}: got samples={samples}, sigma={sigma}; expected ≥ 1 and > 0")
+
+    def estimate(
+        model: Model, x: Tensor, y: Tensor, loss: Loss, keys: Tensor, *, forward_only: bool = False
+    ) -> Estimate:
+        with torch.no_grad():
+            logits = call(model, x, keys)
+            value = loss(logits, y)
+            total = torch.zeros_like(x)
+            if forward_only:
+                return Estimate(logits[:, None], total, value)
+            per = max(1, chunk // max(1, 2 * len(x)))
+            for first in range(0, samples, per):
+                number = torch.arange(first, min(samples, first + per), device=x.device)
+                drawn = random.fold(keys, kind, 0, number)  # (B, n)
+                if kind == "spsa":
+                    step = (random.integers(drawn, 0, 2, x.shape[1:]) * 2 - 1).to(x.dtype)
+                else:
+                    step = random.normal(drawn, x.shape[1:], x.dtype)
+                both = torch.stack([x[:, None] + sigma * step, x[:, None] - sigma * step])
+                n = len(number)
+                wide_y = y.repeat_interleave(n).repeat(2)
+                # The two ends of a difference share their draw: common random numbers.
+                wide_keys = random.fold(drawn, "model").flatten().repeat(2)
+                ends = loss(call(model, both.flatten(0, 2), wide_keys), wide_y)
+                up, down = ends.reshape(2, len(x), n)
+                slope = (up - down) / (2 * sigma * samples)
+                total += (slope.reshape(len(x), n, *[1] * (x.ndim - 1)) * step).sum(1)
+        return Estimate(logits[:, None], total, value)
+
+    estimate.__qualname__ = f"{kind}({samples})"
+    return estimate
+
+
+def spsa(samples: int = 64, sigma: float = 0.01, chunk: int = 4096) -> GradientEstimator:
+    """Simultaneous perturbation: two-sided differences along random sign vectors.
+
+    Unbiased for a linear loss: E[(∇·v) v] = ∇ for v ∈ {±1}^n.
+
+    Args:
+        samples: Pairs of evaluations per step.
+        sigma: Half the distance between the two ends, in image units. The ends may leave [0, 1] by
+            as much: a model that clips sees less.
+        chunk: At most about so many images per forward pass.
+
+    Cost: 1 + 2·samples forward passes per sample, no backward pass.
+
+    References:
+        Spall 1992; Uesato, O'Donoghue, van den Oord, Kohli, ICML 2018, Algorithm 1.
+    """
+    return _finite_differences("spsa", samples, sigma, chunk)
+
+
+def nes(samples: int = 64, sigma: float = 0.01, chunk: int = 4096) -> GradientEstimator:
+    """Natural evolution strategies: antithetic differences along Gaussian directions.
+
+    Args:
+        samples: Antithetic pairs per step.
+        sigma: Standard deviation of the directions, in image units.
+        chunk: At most about so many images per forward pass.
+
+    Cost: 1 + 2·samples forward passes per sample, no backward pass.
+
+    References:
+        Ilyas, Engstrom, Athalye, Lin, ICML 2018, Algorithm 1.
+    """
+    return _finite_differences("nes", samples, sigma, chunk)

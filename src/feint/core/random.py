@@ -1,0 +1,224 @@
+"""Keyed randomness: every random number is a pure function of a key and a position.
+
+A *key* is one 64-bit integer per sample. It depends on the experiment's seed and on the sample's
+index in the data set, never on its place in a batch, so no draw changes with batch size, order,
+compaction, number of workers or a restart. `fold` derives keys for a purpose, a step, a draw;
+`uniform`, `normal`, `integers` and `permutation` turn keys into numbers.
+
+The generator is Philox-4x32-10 in integer tensor arithmetic, so its words are bit-identical on
+every device.
+
+References:
+    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from feint.core.errors import DtypeError, RangeError, ShapeError
+
+__all__ = ["entropy_keys", "fold", "integers", "keys", "normal", "permutation", "uniform", "words"]
+
+_MASK = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57  # round multipliers
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl key increments
+_ROUNDS = 10
+
+
+def _philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> list[Tensor]:
+    """Philox-4x32-10 on broadcastable int64 tensors that hold 32-bit words."""
+    for _ in range(_ROUNDS):
+        # The 64-bit products wrap, which leaves their bits right; `>>` then keeps the high word.
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return [c0, c1, c2, c3]
+
+
+def _split(keys: Tensor) -> tuple[Tensor, Tensor]:
+    if keys.dtype != torch.int64:
+        raise DtypeError(f"keys have dtype {keys.dtype}; expected int64, as made by random.keys()")
+    return keys & _MASK, (keys >> 32) & _MASK
+
+
+def _join(low: Tensor, high: Tensor) -> Tensor:
+    return (high << 32) | low  # the sign bit is just the 64th bit
+
+
+def _purpose(purpose: str | int) -> int:
+    """A stable 32-bit number for a purpose; strings are hashed, so no table has to be kept."""
+    if isinstance(purpose, int):
+        return purpose & _MASK
+    return int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "little")
+
+
+def keys(seed: int, index: Tensor | Sequence[int] | int) -> Tensor:
+    """One key per sample, from the experiment's seed and the samples' indices.
+
+    Args:
+        seed: Any integer; its lowest 64 bits count.
+        index: Indices of the samples in their data set, (B,), or B for `range(B)`.
+
+    Returns:
+        Keys, int64, (B,), on the device of `index`.
+
+    Example:
+        >>> keys(0, [0, 1]).shape
+        torch.Size([2])
+        >>> bool((keys(0, [7]) == keys(0, [3, 7])[1]).all())
+        True
+    """
+    if isinstance(index, int):
+        index = torch.arange(index)
+    index = torch.as_tensor(index, dtype=torch.int64)
+    root = torch.full_like(index, _signed(seed))
+    return _derive(root, index & _MASK, (index >> 32) & _MASK, 0, 1)
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def entropy_keys(count: int, device: torch.device | str | None = None) -> Tensor:
+    """Keys from the operating system's entropy, for a defense deployed without keys: (count,)."""
+    raw = (
+        torch.frombuffer(bytearray(secrets.token_bytes(8 * count)), dtype=torch.int64)
+        if count
+        else torch.empty(0, dtype=torch.int64)
+    )
+    return raw.to(device) if device is not None else raw
+
+
+def _derive(keys: Tensor, a: Tensor | int, b: Tensor | int, c: int, domain: int) -> Tensor:
+    k0, k1 = _split(keys)
+    c0, c1, c2, c3 = (
+        v if isinstance(v, Tensor) else torch.full_like(keys, v & _MASK) for v in (a, b, c, domain)
+    )
+    w = _philox(c0, c1, c2, c3, k0, k1)
+    return _join(w[0], w[1])
+
+
+def fold(keys: Tensor, purpose: str | int, step: int = 0, draw: int | Tensor = 0) -> Tensor:
+    """Keys for one purpose, step and draw, independent of those for any other.
+
+    Args:
+        keys: (B,) int64.
+        purpose: What the numbers are for, such as `"start"` or `"judge"`.
+        step: Iteration number.
+        draw: Draw number, or a tensor (D,) of draw numbers.
+
+    Returns:
+        (B,) int64, or (B, D) when `draw` is a tensor.
+    """
+    base = _derive(keys, _purpose(purpose), step, 0, 2)
+    if not isinstance(draw, Tensor):
+        return _derive(base, draw, 0, 0, 3)
+    draw = draw.to(keys.device, torch.int64)
+    wide = base[:, None].expand(-1, len(draw)).contiguous()
+    return _derive(wide, draw[None].expand_as(wide) & _MASK, 0, 0, 3)
+
+
+def words(keys: Tensor, count: int) -> Tensor:
+    """`count` random 32-bit words per key, as int64 in [0, 2^32).
+
+    Args:
+        keys: Any shape.
+        count: How many words for each key.
+
+    Returns:
+        int64, (*keys.shape, count).
+    """
+    blocks = -(-count // 4)
+    k0, k1 = _split(keys[..., None])
+    position = torch.arange(blocks, device=keys.device)
+    zero = torch.zeros_like(position)
+    out = _philox(position, zero, zero, zero + 4, k0, k1)
+    return torch.stack(out, -1).flatten(-2)[..., :count]
+
+
+def _shaped(keys: Tensor, shape: Sequence[int], per_number: int = 1) -> Tensor:
+    n = math.prod(shape)
+    return words(keys, n * per_number)
+
+
+def uniform(
+    keys: Tensor,
+    shape: Sequence[int] = (),
+    low: float = 0.0,
+    high: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Uniform numbers in [low, high).
+
+    Args:
+        keys: (B,) int64 (or any shape).
+        shape: Shape of one key's draw.
+        low: Lower end, included.
+        high: Upper end, excluded up to rounding.
+        dtype: float32 (24 random bits) or float64 (53).
+
+    Returns:
+        (*keys.shape, *shape).
+
+    Example:
+        >>> u = uniform(keys(0, 4), (3,))
+        >>> u.shape, bool(((u >= 0) & (u < 1)).all())
+        (torch.Size([4, 3]), True)
+    """
+    if dtype == torch.float64:
+        w = _shaped(keys, shape, 2).unflatten(-1, (-1, 2))
+        u = ((w[..., 0] >> 5) * (1 << 26) + (w[..., 1] >> 6)).double() * 2.0**-53
+    else:
+        u = (_shaped(keys, shape) >> 8).to(dtype) * 2.0**-24
+    u = u.reshape(*keys.shape, *shape)
+    return u if (low, high) == (0.0, 1.0) else low + (high - low) * u
+
+
+def normal(keys: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal numbers (Box–Muller in float64, then rounded): (*keys.shape, *shape)."""
+    n = math.prod(shape)
+    w = words(keys, 2 * -(-n // 2)).unflatten(-1, (-1, 2))
+    radius = (-2.0 * torch.log((w[..., 0].double() + 0.5) * 2.0**-32)).sqrt()
+    angle = (2.0 * math.pi * 2.0**-32) * w[..., 1].double()
+    pair = torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(-2)
+    return pair[..., :n].reshape(*keys.shape, *shape).to(dtype)
+
+
+def integers(keys: Tensor, low: int, high: int, shape: Sequence[int] = ()) -> Tensor:
+    """Integers in [low, high), int64; the bias is below (high − low) / 2^32.
+
+    Args:
+        keys: (B,) int64 (or any shape).
+        low: Lower end, included.
+        high: Upper end, excluded.
+        shape: Shape of one key's draw.
+
+    Raises:
+        RangeError: If the interval is empty or wider than 2^31.
+    """
+    if not 0 < high - low <= 1 << 31:
+        raise RangeError(f"integers in [{low}, {high}): expected 1 to 2^31 values")
+    drawn = (_shaped(keys, shape) * (high - low)) >> 32
+    return low + drawn.reshape(*keys.shape, *shape)
+
+
+def permutation(keys: Tensor, n: int) -> Tensor:
+    """A random permutation of 0 … n−1 per key: int64, (*keys.shape, n)."""
+    if n < 0:
+        raise ShapeError(f"permutation of {n} elements; expected n ≥ 0")
+    w = words(keys, 2 * n).unflatten(-1, (n, 2))
+    rank = (w[..., 0] << 31) | (w[..., 1] >> 1)  # 63 random bits: ties do not happen
+    return rank.argsort(dim=-1, stable=True)

@@ -1,0 +1,1 @@
+"""Classifiers: architectures, normalisation inside the model, loaders by spec, bundled weights."""

@@ -1,0 +1,1 @@
+"""Training of classifiers, with ACE in front or against an adversary, by committed recipes."""

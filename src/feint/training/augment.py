@@ -1,0 +1,37 @@
+"""Batch augmentation whose every choice is keyed by sample and epoch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from feint.core import random
+
+__all__ = ["crop_and_flip"]
+
+
+def crop_and_flip(x: Tensor, keys: Tensor, pad: int = 4) -> Tensor:
+    """Random crop after reflect-padding by `pad`, then a random horizontal flip.
+
+    Args:
+        x: (B, C, H, W), any dtype.
+        keys: (B,) int64.
+        pad: Pixels on each side.
+
+    Returns:
+        Same shape and dtype as `x`.
+    """
+    height, width = x.shape[-2:]
+    offset = random.integers(keys, 0, 2 * pad + 1, (2,)) - pad
+    flip = random.integers(random.fold(keys, "flip"), 0, 2).bool()
+    rows = _reflect(torch.arange(height) + offset[:, :1], height)
+    columns = torch.arange(width).expand(len(x), -1)
+    columns = _reflect(torch.where(flip[:, None], columns.flip(1), columns) + offset[:, 1:], width)
+    picked = torch.arange(len(x))[:, None, None]
+    # Advanced indices around the channel slice put the channels last.
+    return x[picked, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _reflect(position: Tensor, size: int) -> Tensor:
+    position = position.abs()
+    return torch.where(position >= size, 2 * (size - 1) - position, position)

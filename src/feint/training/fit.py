@@ -1,0 +1,295 @@
+"""The training loop: one-cycle SGD, keyed augmentation, optional adversarial training, resume.
+
+Everything random is keyed by the recipe's seed, the sample's index and the epoch, so a run that
+was stopped and resumed ends with the weights of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from feint.attacks.pgd import pgd
+from feint.core import random
+from feint.core.errors import ConfigError, DataError, ModelError
+from feint.core.quantise import from_uint8
+from feint.training.augment import crop_and_flip
+from feint.training.recipe import TrainingRecipe
+
+__all__ = ["EpochReport", "accuracy", "fit"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch came to, given to the progress callback and appended to the log."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    accuracy: float
+    """Share of training images classified as labelled, as they were shown (augmented, attacked)."""
+    lr: float
+    seconds: float
+
+
+def one_cycle(progress: float, peak: float, rise: float) -> float:
+    """Learning rate after a share `progress` of the training: up along a line, down along a cosine.
+
+    References:
+        Smith & Topin, "Super-convergence", 2017.
+    """
+    if progress < rise:
+        return peak * (0.04 + 0.96 * progress / rise)
+    fall = (progress - rise) / (1 - rise)
+    return peak * 0.5 * (1 + math.cos(math.pi * fall)) + 1e-5 * peak
+
+
+@dataclass
+class _Trainer:
+    model: nn.Module
+    recipe: TrainingRecipe
+    images: Tensor
+    labels: Tensor
+    device: torch.device
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        plain = [p for p in self.model.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": decayed, "weight_decay": self.recipe.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=self.recipe.peak_lr,
+            momentum=self.recipe.momentum,
+            nesterov=True,
+        )
+        self.steps_per_epoch = len(self.images) // self.recipe.batch_size
+        if not self.steps_per_epoch:
+            raise ConfigError(
+                f"{len(self.images)} images give no batch of {self.recipe.batch_size}"
+            )
+
+    def run_epoch(self) -> tuple[float, float]:
+        """One pass over the data in a keyed order; mean loss and accuracy as shown."""
+        r = self.recipe
+        epoch_key = random.fold(random.keys(r.seed, 1), "order", self.epoch)
+        order = random.permutation(epoch_key, len(self.images))[0]
+        loss_sum = hits = torch.zeros((), device=self.device)
+        for step in range(self.steps_per_epoch):
+            index = order[step * r.batch_size : (step + 1) * r.batch_size]
+            progress = (self.epoch + step / self.steps_per_epoch) / r.epochs
+            for group in self.optimizer.param_groups:
+                group["lr"] = one_cycle(progress, r.peak_lr, r.rise)
+            loss, hit = self._step(index, progress)
+            loss_sum, hits = loss_sum + loss, hits + hit
+        self.epoch += 1
+        total = self.steps_per_epoch * r.batch_size
+        mean = float(loss_sum) / self.steps_per_epoch
+        if not math.isfinite(mean):
+            raise ModelError(
+                f"the loss is {mean} in epoch {self.epoch}; lower peak_lr ({r.peak_lr:g}) or use "
+                "precision: float32"
+            )
+        return mean, float(hits) / total
+
+    def _step(self, index: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        r = self.recipe
+        keys = random.fold(random.keys(r.seed, index), "augment", self.epoch)
+        x = from_uint8(crop_and_flip(self.images[index], keys)).to(self.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = self.labels[index].to(self.device)
+        batches = [(x, 1.0)]
+        if r.adversary is not None:
+            x_adv = self._attacked(x, y, keys, progress)
+            share = r.adversary.share
+            batches = [(x_adv, share)] + ([(x, 1 - share)] if share < 1 else [])
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=self.device)
+        hits = torch.zeros((), device=self.device)
+        for batch, weight in batches:
+            with self._autocast():
+                logits = self.model(batch).float()
+            loss = weight * F.cross_entropy(logits, y, label_smoothing=r.label_smoothing)
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach()
+            hits += weight * (logits.detach().argmax(1) == y).sum()
+        self.optimizer.step()
+        if r.average:
+            self._update_average()
+        return loss_sum, hits
+
+    def _attacked(self, x: Tensor, y: Tensor, keys: Tensor, progress: float) -> Tensor:
+        a = self.recipe.adversary
+        if a is None:
+            raise ConfigError("this recipe names no adversary")
+        scale = min(1.0, progress / a.warmup) if a.warmup else 1.0
+        self.model.eval()  # the attack must not move the batch statistics
+        with self._autocast():
+            return pgd(
+                self.model,
+                x,
+                y,
+                eps=a.eps * scale,
+                steps=a.steps,
+                step_size=a.step_size * scale,
+                random_start=True,
+                stop="never",
+                seed=random.fold(keys, "attack"),
+            )
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.recipe.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _update_average(self) -> None:
+        done = self.epoch * self.steps_per_epoch
+        decay = min(self.recipe.average, (1 + done) / (10 + done))
+        for name, value in self.model.state_dict().items():
+            if name not in self.average:
+                self.average[name] = value.clone()
+            elif value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, momentum and average, as flat named tensors."""
+        out = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                out[f"momentum/{name}"] = buffer
+        out |= {f"average/{k}": v for k, v in self.average.items()}
+        return {k: v.detach().cpu().contiguous() for k, v in out.items()}
+
+    def load(self, state: dict[str, Tensor], epoch: int) -> None:
+        """Continue after `epoch` epochs."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model/"))
+        momentum = part("momentum/")
+        for name, parameter in self.model.named_parameters():
+            if name in momentum:
+                buffer = torch.empty_like(parameter).copy_(momentum[name])
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.average = {k: v.to(self.device) for k, v in part("average/").items()}
+        self.epoch = epoch
+
+
+def fit(
+    model: nn.Module,
+    recipe: TrainingRecipe,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> nn.Module:
+    """Train `model` in place by a recipe and return it in eval mode.
+
+    Args:
+        model: Maps images in [0, 1] to logits.
+        recipe: What to do; its `start` is the caller's business.
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64.
+        folder: Where the checkpoint and the log go after every epoch; a checkpoint found there is
+            resumed if it was made by the same recipe, and refused otherwise.
+        device: Where to train.
+        on_epoch: Called after every epoch.
+
+    Raises:
+        ConfigError: The folder holds the checkpoint of another recipe.
+        DataError: The checkpoint is damaged.
+        ModelError: The loss is not finite.
+
+    Cost:
+        One forward and backward pass per image and epoch; with an adversary of k steps, k + 1
+        forward and k backward passes more.
+    """
+    trainer = _Trainer(model, recipe, images, labels, torch.device(device))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _resume(trainer, folder)
+    while trainer.epoch < recipe.epochs:
+        start = time.perf_counter()
+        loss, hit = trainer.run_epoch()
+        report = EpochReport(
+            trainer.epoch,
+            recipe.epochs,
+            loss,
+            hit,
+            trainer.optimizer.param_groups[0]["lr"],
+            time.perf_counter() - start,
+        )
+        if folder is not None:
+            _checkpoint(trainer, folder, report)
+        if on_epoch is not None:
+            on_epoch(report)
+    if trainer.average:
+        model.load_state_dict(trainer.average)
+    return model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload, no-any-return]
+
+
+def _checkpoint(trainer: _Trainer, folder: Path, report: EpochReport) -> None:
+    meta = {"recipe": trainer.recipe.model_dump_json(), "epoch": str(trainer.epoch)}
+    partial = folder / "checkpoint.partial"
+    save_file(trainer.state(), partial, meta)
+    with partial.open("rb") as handle:
+        os.fsync(handle.fileno())
+    partial.replace(folder / "checkpoint.safetensors")
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(vars(report)) + "\n")
+
+
+def _resume(trainer: _Trainer, folder: Path) -> None:
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return
+    try:
+        with safe_open(path, "pt") as file:
+            meta: dict[str, Any] = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"checkpoint {path} is damaged ({error}); delete it to start anew"
+        ) from None
+    if meta.get("recipe") != trainer.recipe.model_dump_json():
+        raise ConfigError(
+            f"{path} was made by another recipe; give another output folder, or delete it"
+        )
+    trainer.load(state, int(meta["epoch"]))
+    logger.info("resumed after epoch %d", trainer.epoch)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
+    """Share of 8-bit images classified as labelled, in float32."""
+    hits = 0
+    for start in range(0, len(images), batch_size):
+        x = from_uint8(images[start : start + batch_size])
+        hits += int((model(x).argmax(1) == labels[start : start + batch_size]).sum())
+    return hits / len(images)
