@@ -1,0 +1,458 @@
+"""The contract of every defense: what a class declares is measured here.
+
+    class TestJPEG(DefenseContract):
+        cls = JPEG
+        configs = ({}, {"quality": 50})
+
+Oracles: finite differences in float64 for gradients, autograd of the stand-in for backward rules,
+bit equality for everything that must not change, hypothesis for shapes and batch sizes. Override
+the class attributes below where a defense needs other images; never a test.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import random as python_random
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import feint.defenses as defenses
+from feint.core import random
+from feint.core.errors import DtypeError, FeintError, RangeError, ShapeError, UnknownNameError
+from feint.core.gradients import backprop, eot
+from feint.core.registry import DEFENSES
+from feint.defenses.base import Defense, Params, View
+
+EXAMPLES = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+)
+
+
+def images(seed: int, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Random images, float32, by Feint's own generator."""
+    return random.uniform(random.keys(seed, [0])[0], shape, low, high)
+
+
+def pairwise(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product per sample."""
+    return (a * b).flatten(1).sum(1)
+
+
+class Head(nn.Module):
+    """A smooth classifier behind a front, with keys."""
+
+    def __init__(self, front: nn.Module, weight: Tensor) -> None:
+        super().__init__()
+        self.front, self.weight = front, weight
+        self.stochastic = getattr(front, "stochastic", False)
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        return torch.tanh(self.front(x, keys)).flatten(1) @ self.weight
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, y, reduction="none")
+
+
+class DefenseContract:
+    """Inherit, set `cls` and `configs`, and every test below runs for every configuration."""
+
+    cls: ClassVar[type[Defense]]
+    configs: ClassVar[Sequence[dict[str, Any]]] = ({},)
+    channels: ClassVar[tuple[int, ...]] = (1, 3)
+    min_side: ClassVar[int] = 1
+    """Smallest side that works; one pixel less must raise ShapeError."""
+    max_side: ClassVar[int] = 17
+    side: ClassVar[int] = 12
+    """Side of the images where hypothesis does not choose it."""
+    batch_atol: ClassVar[float] = 1e-6
+    """What a sample may change by with its batch-mates (0 where no sum can be reordered)."""
+    rtol: ClassVar[float] = 1e-5
+    """Of derivatives against finite differences in float64."""
+    step: ClassVar[float] = 1e-6
+    """Half the distance of a finite difference."""
+
+    def build(self, config: dict[str, Any]) -> Defense:
+        """An instance; override it for constructors with positional arguments."""
+        return self.cls(**config)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "config" in metafunc.fixturenames:
+            configs = type(self).configs
+            metafunc.parametrize("config", configs, ids=[_label(c) for c in configs])
+
+    def batch(self, b: int = 4, seed: int = 0, **kwargs: float) -> tuple[Tensor, Tensor]:
+        x = images(seed, b, self.channels[-1], self.side, self.side, **kwargs)
+        return x, random.keys(seed, b)
+
+    # --- what is declared ------------------------------------------------------------------
+
+    def test_class_facts_hold_for_the_default_configuration(self) -> None:
+        for fact in ("differentiable", "stochastic", "bounded"):
+            assert isinstance(getattr(self.cls, fact), bool)
+        if any(self.cls is DEFENSES[name].component for name in DEFENSES):
+            assert self.cls().stochastic == self.cls.stochastic
+            assert self.cls().differentiable == self.cls.differentiable
+
+    def test_is_documented(self) -> None:
+        text = self.cls.__doc__ or ""
+        for part in ("Args:", "Cost:", "Example:", "References:", "Claim", "Known break"):
+            assert part in text, f"{self.cls.__name__} lacks {part!r} in its docstring"
+
+    def test_representation_shows_the_configuration(self, config: dict[str, Any]) -> None:
+        defense = self.build(config)
+        for key in config:
+            assert f"{key}=" in repr(defense) or not isinstance(key, str)
+        assert defense.spec == str(defense)
+
+    def test_spec_gives_the_same_defense_back(self, config: dict[str, Any]) -> None:
+        defense = self.build(config)
+        if "<" in defense.spec or defense.name not in DEFENSES:
+            return  # holds a tensor, which cannot be typed
+        again = defenses.parse(defense.spec)
+        assert type(again) is type(defense)
+        assert again.spec == defense.spec
+        again.load_state_dict(defense.state_dict())
+        x, keys = self.batch()
+        assert torch.equal(again(x, keys), defense(x, keys))
+
+    def test_unknown_keyword_is_refused(self) -> None:
+        if self.cls not in [DEFENSES[name].component for name in DEFENSES]:
+            return
+        name = next(n for n in DEFENSES if DEFENSES[n].component is self.cls)
+        with pytest.raises(UnknownNameError, match="keyword of"):
+            defenses.parse(f"{name}(no_such_keyword=1)")
+
+    # --- images in, images out -------------------------------------------------------------
+
+    @EXAMPLES
+    @given(data=st.data())
+    def test_any_shape(self, config: dict[str, Any], data: st.DataObject) -> None:
+        b = data.draw(st.integers(0, 3), "batch")
+        c = data.draw(st.sampled_from(self.channels), "channels")
+        sides = st.integers(self.min_side, self.max_side)
+        h, w = data.draw(sides, "height"), data.draw(sides, "width")
+        x = images(data.draw(st.integers(0, 99), "seed"), b, c, h, w)
+        defense = self.build(config)
+        y = defense(x, random.keys(1, b))
+        assert y.shape == x.shape
+        assert y.dtype == x.dtype
+        assert bool(y.isfinite().all())
+        if defense.bounded and y.numel():
+            assert float(y.min()) >= 0
+            assert float(y.max()) <= 1
+
+    def test_too_small_is_refused(self, config: dict[str, Any]) -> None:
+        side = self.min_side - 1
+        if side < 1:
+            return
+        with pytest.raises(ShapeError):
+            self.build(config)(images(0, 1, self.channels[-1], side, side + 5))
+
+    def test_empty_batch(self, config: dict[str, Any]) -> None:
+        x = torch.zeros(0, self.channels[-1], self.side, self.side)
+        defense = self.build(config)
+        assert defense(x).shape == x.shape
+        assert defense(x, random.keys(0, 0)).shape == x.shape
+        for rule in defense.backward_rules():
+            leaf = x.clone().requires_grad_()
+            y = defense.view(rule)(leaf, random.keys(0, 0))
+            assert torch.autograd.grad(y.sum(), leaf)[0].shape == x.shape
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_dtype_is_kept(self, config: dict[str, Any], dtype: torch.dtype) -> None:
+        x, keys = self.batch()
+        defense = self.build(config).to(dtype)
+        assert defense(x.to(dtype), keys).dtype == dtype
+
+    def test_constant_images_at_the_ends_of_the_range(self, config: dict[str, Any]) -> None:
+        defense = self.build(config)
+        x = images(5, 2, self.channels[-1], self.side, self.side).round()  # zeros and ones mixed
+        x = torch.cat([x, torch.zeros_like(x[:1]), torch.ones_like(x[:1])])
+        keys = random.keys(0, len(x))
+        y = defense(x, keys)
+        if defense.bounded:
+            assert float(y.min()) >= 0
+            assert float(y.max()) <= 1
+        for rule in defense.backward_rules():
+            leaf = x.clone().requires_grad_()
+            (g,) = torch.autograd.grad(defense.view(rule)(leaf, keys).sum(), leaf)
+            assert bool(g.isfinite().all()), rule
+            assert bool(g[:2].any()), f"{rule}: zero gradient at pixels of 0 and 1"
+
+    def test_input_is_unwritten_and_layout_does_not_matter(self, config: dict[str, Any]) -> None:
+        x, keys = self.batch()
+        before, version = x.clone(), x._version
+        defense = self.build(config)
+        y = defense(x, keys)
+        assert torch.equal(x, before)
+        assert x._version == version
+        assert y.data_ptr() != x.data_ptr() or torch.equal(y, x)
+        last = x.contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(defense(last, keys), y, rtol=0, atol=self.batch_atol)
+
+    @pytest.mark.gpu
+    def test_device_is_kept(self, config: dict[str, Any]) -> None:
+        x, keys = self.batch()
+        defense = self.build(config)
+        y = copy.deepcopy(defense).cuda()(x.cuda(), keys.cuda())
+        assert y.is_cuda
+        for rule in defense.backward_rules():
+            leaf = x.cuda().requires_grad_()
+            out = copy.deepcopy(defense).cuda().view(rule)(leaf, keys.cuda())
+            assert torch.autograd.grad(out.sum(), leaf)[0].is_cuda
+
+    # --- randomness --------------------------------------------------------------------------
+
+    def test_draws(self, config: dict[str, Any]) -> None:
+        defense = self.build(config)
+        x, keys = self.batch(16)
+        same = defense(x, keys)
+        assert torch.equal(same, defense(x, keys))
+        params = defense.sample(x, keys)
+        assert torch.equal(same, defense.replay(x, params))
+        assert all(len(value) == len(x) for value in params.values())
+        if defense.stochastic:
+            assert not torch.equal(same, defense(x, random.keys(1, 16)))
+            assert not torch.equal(defense(x), defense(x)), "no entropy without keys"
+        else:
+            assert params == {}
+            assert torch.equal(same, defense(x, random.keys(1, 16)))
+            assert torch.equal(same, defense(x))
+
+    def test_samples_of_one_batch_draw_apart(self, config: dict[str, Any]) -> None:
+        defense = self.build(config)
+        if not defense.stochastic:
+            return
+        x, keys = self.batch(1)
+        wide = x.repeat(16, 1, 1, 1)
+        y = defense(wide, random.fold(keys, "apart", 0, torch.arange(16)).flatten())
+        assert any(not torch.equal(y[0], other) for other in y[1:])
+
+    @EXAMPLES
+    @given(order=st.permutations(range(5)), size=st.integers(1, 5))
+    def test_batch_mates_do_not_matter(
+        self, config: dict[str, Any], order: list[int], size: int
+    ) -> None:
+        defense = self.build(config)
+        x, keys = self.batch(5)
+        whole = defense(x, keys)
+        chosen = torch.tensor(order[:size])
+        part = defense(x[chosen], keys[chosen])
+        torch.testing.assert_close(part, whole[chosen], rtol=0, atol=self.batch_atol)
+
+    def test_support_is_what_is_drawn_and_evenly(self, config: dict[str, Any]) -> None:
+        """Oracle: counting; each count within five standard deviations of its expectation."""
+        defense = self.build(config)
+        n = 2000
+        shape = torch.Size((n, self.channels[-1], self.side, self.side))
+        support = defense.support(shape)
+        if not defense.stochastic:
+            assert support == ({},)
+            return
+        if support is None:
+            return
+        drawn = defense.draw(random.keys(3, n), shape)
+        matches = torch.stack([_same_draw(drawn, option) for option in support])
+        assert bool((matches.sum(0) == 1).all()), "a draw outside the support, or in it twice"
+        share = 1 / len(support)
+        deviation = math.sqrt(n * share * (1 - share))
+        assert bool(((matches.sum(1) - n * share).abs() <= 5 * deviation).all())
+
+    def test_global_randomness_is_untouched(self, config: dict[str, Any]) -> None:
+        defense = self.build(config)
+        x, keys = self.batch()
+        before = (torch.get_rng_state(), python_random.getstate(), np.random.get_state()[1].copy())  # noqa: NPY002
+        defense(x, keys)
+        defense(x)
+        for rule in defense.backward_rules():
+            leaf = x.clone().requires_grad_()
+            torch.autograd.grad(defense.view(rule)(leaf, keys).sum(), leaf)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert python_random.getstate() == before[1]
+        assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+
+    # --- modules -----------------------------------------------------------------------------
+
+    def test_state_copies_and_modes(self, config: dict[str, Any]) -> None:
+        defense = self.build(config)
+        x, keys = self.batch()
+        y = defense(x, keys)
+        fresh = self.build(config)
+        fresh.load_state_dict(defense.state_dict(), strict=True)
+        others = [fresh, copy.deepcopy(defense), pickle.loads(pickle.dumps(defense))]
+        others += [copy.deepcopy(defense).train(), copy.deepcopy(defense).eval()]
+        for other in others:
+            assert torch.equal(other(x, keys), y)
+            assert other.spec == defense.spec
+
+    def test_autocast_changes_nothing_for_images(self, config: dict[str, Any]) -> None:
+        defense = self.build(config)
+        x, keys = self.batch()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = defense(x, keys)
+            for rule in defense.backward_rules():
+                leaf = x.clone().requires_grad_()
+                out = defense.view(rule)(leaf, keys)
+                assert torch.equal(out, y)
+                (g,) = torch.autograd.grad(out.float().sum(), leaf)
+                assert g.dtype == x.dtype
+                assert bool(g.isfinite().all())
+        if defense.bounded:
+            assert torch.equal(y, defense(x, keys))
+
+    # --- gradients -----------------------------------------------------------------------------
+
+    def test_differentiable_is_what_it_says(self, config: dict[str, Any]) -> None:
+        """Oracle: central differences in float64 along random directions."""
+        defense = self.build(config).double()
+        x, keys = self.batch(3, low=0.25, high=0.75)
+        x = x.double()
+        direction = random.normal(random.keys(9, 3), x.shape[1:], torch.float64)
+        weight = random.normal(random.keys(8, 3), x.shape[1:], torch.float64)
+        params = defense.sample(x, keys)
+        leaf = x.clone().requires_grad_()
+        y = defense.replay(leaf, params)
+        if not defense.differentiable:
+            if y.requires_grad:
+                (g,) = torch.autograd.grad((y * weight).sum(), leaf, allow_unused=True)
+                useful = g is not None and _agrees(defense, x, params, direction, weight, g, 1e-2)
+                assert not useful, "autograd gives a useful gradient: declare differentiable"
+            assert defense.backward_rules(), "neither differentiable nor any backward rule"
+            return
+        (g,) = torch.autograd.grad((y * weight).sum(), leaf)
+        assert bool(g.flatten(1).any(1).all()), "the gradient is zero"
+        h = self.step
+        up, down = (defense.replay(x + s * h * direction, params) for s in (1, -1))
+        expected = pairwise(up - down, weight) / (2 * h)
+        torch.testing.assert_close(
+            pairwise(g, direction), expected, rtol=self.rtol, atol=float(weight.norm()) * 1e-8
+        )
+
+    def test_views_forward_is_bit_exact(self, config: dict[str, Any]) -> None:
+        defense = self.build(config)
+        x, keys = self.batch()
+        y = defense(x, keys)
+        rules = (None, *defense.backward_rules())
+        for rule in rules:
+            view = defense.view(rule)
+            assert isinstance(view, View)
+            assert view.stochastic == defense.stochastic
+            assert torch.equal(view(x, keys), y)
+            assert torch.equal(view(x.clone().requires_grad_(), keys), y)
+            with torch.no_grad():
+                assert torch.equal(view(x, keys), y)
+            with torch.inference_mode():
+                assert torch.equal(view(x, keys), y)
+
+    def test_views_backward_is_that_of_the_stand_in(self, config: dict[str, Any]) -> None:
+        """Oracle: autograd through the stand-in."""
+        defense = self.build(config)
+        x, keys = self.batch()
+        cotangent = random.normal(random.keys(4, len(x)), x.shape[1:])
+        for rule in defense.backward_rules():
+            view, stand_in = defense.view(rule), _stand_in(defense, rule)
+            params = defense.sample(x, keys)
+            a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+            out = view(a, keys)
+            (got,) = torch.autograd.grad(out, a, cotangent, retain_graph=True)
+            (again,) = torch.autograd.grad(out, a, cotangent)
+            (expected,) = torch.autograd.grad(stand_in(b, params), b, cotangent)
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+            assert torch.equal(got, again), "a second backward pass differs"
+            assert bool(got.isfinite().all())
+            assert bool(got.flatten(1).any(1).all()), f"{rule}: zero gradient"
+            twice = torch.autograd.grad(view(view(a, keys), keys).sum(), a)[0]
+            assert bool(twice.isfinite().all())
+
+    def test_unknown_rule_is_refused(self, config: dict[str, Any]) -> None:
+        with pytest.raises(UnknownNameError, match="backward rule"):
+            self.build(config).view("no such rule")
+
+    def test_expectation_over_draws(self, config: dict[str, Any]) -> None:
+        """Oracle: a plain loop over the draws."""
+        defense = self.build(config)
+        x, keys = self.batch(3)
+        y = torch.tensor([0, 1, 2])
+        weight = random.normal(random.keys(2, [0])[0], (x[0].numel(), 4))
+        draws = random.fold(keys, "eot", 0, torch.arange(5))
+        for rule in defense.backward_rules():
+            model = Head(defense.view(rule), weight)
+            got = eot(5)(model, x, y, cross_entropy, keys)
+            each = [backprop(model, x, y, cross_entropy, draws[:, i]).gradient for i in range(5)]
+            expected = torch.stack(each).mean(0)
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(got.gradient, expected, rtol=1e-3, atol=1e-4 * scale)
+            assert bool(got.gradient.isfinite().all())
+            assert got.logits.shape == (3, 5, 4)
+
+    # --- bad input -----------------------------------------------------------------------------
+
+    def test_bad_images_are_refused(self, config: dict[str, Any]) -> None:
+        defense = self.build(config)
+        x, keys = self.batch()
+        cases: list[tuple[type[FeintError], Callable[[], Tensor]]] = [
+            (ShapeError, lambda: defense(x[0], keys[:1])),
+            (DtypeError, lambda: defense((x * 255).to(torch.uint8), keys)),
+            (DtypeError, lambda: defense(x.numpy(), keys)),  # type: ignore[arg-type]
+        ]
+        if defense.bounded:
+            cases += [
+                (RangeError, lambda: defense(x * 255, keys)),
+                (RangeError, lambda: defense(x - 0.5, keys)),
+                (RangeError, lambda: defense(torch.full_like(x, float("nan")), keys)),
+            ]
+        if defense.stochastic:
+            cases += [
+                (ShapeError, lambda: defense(x, keys[:2])),
+                (ShapeError, lambda: defense(x, keys.int())),
+            ]
+        for error, act in cases:
+            with pytest.raises(error):
+                act()
+
+
+def _label(config: dict[str, Any]) -> str:
+    return ",".join(f"{k}={v}" for k, v in config.items())[:60] or "default"
+
+
+def _same_draw(drawn: Params, option: Params) -> Tensor:
+    """Which samples of `drawn` equal `option`."""
+    assert drawn.keys() == option.keys()
+    n = len(next(iter(drawn.values())))
+    parts = [(drawn[k] == option[k]).reshape(n, -1).all(1) for k in drawn]
+    return torch.stack(parts).all(0)
+
+
+def _stand_in(defense: Defense, rule: str) -> Callable[[Tensor, Params], Tensor]:
+    return defense.stand_in(rule)
+
+
+def _agrees(
+    defense: Defense,
+    x: Tensor,
+    params: Params,
+    direction: Tensor,
+    weight: Tensor,
+    gradient: Tensor,
+    h: float,
+) -> bool:
+    """Whether a gradient, not all zero, predicts a change over the visible distance `h`."""
+    if not bool(gradient.any()):
+        return False
+    up, down = (defense.replay(x + s * h * direction, params) for s in (1, -1))
+    expected = pairwise(up - down, weight) / (2 * h)
+    return bool(((pairwise(gradient, direction) - expected).abs() < 0.01 * expected.abs()).all())
