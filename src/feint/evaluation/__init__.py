@@ -1,1 +1,33 @@
-"""To be filled."""
+"""Evaluation: pipelines, scenarios, the loop, the judge, metrics, and checks of itself."""
+
+from feint.evaluation.cell import Cell
+from feint.evaluation.evaluate import Evaluation, evaluate, execute, expand, finish
+from feint.evaluation.findings import Finding
+from feint.evaluation.judge import Judgement, judge
+from feint.evaluation.metrics import Rate, rate
+from feint.evaluation.pipeline import Pipeline
+from feint.evaluation.results import CellResult
+from feint.evaluation.scenarios import SCENARIOS, Scenario
+from feint.evaluation.shard import Batch, Subject
+from feint.evaluation.verdict import Verdict
+
+__all__ = [
+    "SCENARIOS",
+    "Batch",
+    "Cell",
+    "CellResult",
+    "Evaluation",
+    "Finding",
+    "Judgement",
+    "Pipeline",
+    "Rate",
+    "Scenario",
+    "Subject",
+    "Verdict",
+    "evaluate",
+    "execute",
+    "expand",
+    "finish",
+    "judge",
+    "rate",
+]

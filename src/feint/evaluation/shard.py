@@ -1,0 +1,197 @@
+"""The unit of work: one cell on one shard of samples, independent of every other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from feint.core import random
+from feint.core.errors import ConfigError, ModelError
+from feint.core.norms import distance
+from feint.core.quantise import quantise
+from feint.defenses.base import Defense
+from feint.evaluation.attackers import Attacked, Attacker, parse_attack
+from feint.evaluation.cell import Cell, fingerprint
+from feint.evaluation.judge import Judgement, judge
+from feint.evaluation.metrics import distances
+from feint.evaluation.pipeline import Pipeline
+from feint.evaluation.scenarios import get_scenario
+
+__all__ = ["COLUMNS", "Batch", "Rows", "Subject", "attack_shard", "judge_shard"]
+
+Rows = dict[str, NDArray[Any]]
+"""Columns over samples; `COLUMNS` says what each means."""
+
+COLUMNS = {
+    "index": "index of the sample in its data set",
+    "label": "true label",
+    "target": "the attacker's target, −1 if untargeted",
+    "draws": "draws that the judge took",
+    "correct": "draws on which the judged pipeline was right",
+    "correct_even": "share right on the even draws: here the worst attack is chosen",
+    "correct_odd": "share right on the odd draws: here it is read",
+    "correct_8bit": "draws right after rounding the image to 8 bits",
+    "target_hits": "draws that gave the attacker's target",
+    "prediction": "most frequent prediction",
+    "rms": "√mean δ²",
+    "abs_l2": "‖δ‖₂",
+    "relative_l2": "‖δ‖₂ / ‖x‖₂",
+    "linf": "max |δ|",
+    "size": "the perturbation in the threat model's norm, float64",
+    "size_8bit": "the same after rounding to 8 bits",
+    "outside": "how far the image leaves [0, 1]",
+    "unchanged": "whether the attack returned the image itself",
+    "first_hit": "first step at which the attacker saw a success, −1 for never",
+    "late_gain": "share of the loss's rise that came in the last tenth of the steps",
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of a shard; `target` only for targeted threats."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    target: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass
+class Subject:
+    """The objects that a cell's specs name, and what identifies them.
+
+    Args:
+        model: The classifier.
+        defense: What stands in front of it, or none.
+        source: Another model, for transfer.
+        versions: Registered versions of the defense's parts, as text.
+    """
+
+    model: nn.Module
+    defense: Defense | None = None
+    source: nn.Module | None = None
+    versions: str = ""
+    _prints: dict[str, str] = field(default_factory=dict)
+
+    def context(self, cell: Cell, data: str) -> dict[str, str]:
+        """Fingerprints for a cell's address; computed once per subject."""
+        if not self._prints:
+            self._prints = {
+                "model": fingerprint(self.model),
+                "defense": fingerprint(self.defense) + self.versions,
+                "source": fingerprint(self.source),
+            }
+        version = "" if cell.attack == "none" else str(parse_attack(cell.attack).info.version)
+        return {**self._prints, "data": data, "attack": version}
+
+    def pipeline(self, cell: Cell) -> Pipeline:
+        """The deployed classifier."""
+        return Pipeline(
+            self.model,
+            self.defense,
+            votes=cell.votes,
+            combine=cell.combine,  # type: ignore[arg-type]
+        ).eval()
+
+    def attacked(self, cell: Cell) -> nn.Module:
+        """What the cell's attacker attacks, with the backward rule that the cell names."""
+        which = get_scenario(cell.scenario).attacked
+        if which == "pipeline":
+            rule = None if cell.backward == "default" else cell.backward
+            return self.pipeline(cell).view(rule)
+        if which == "source":
+            if self.source is None:
+                raise ConfigError("scenario 'transfer' needs a source model")
+            return self.source
+        return self.model
+
+    def judged(self, cell: Cell) -> nn.Module:
+        """What the cell's judge asks."""
+        with_defense = get_scenario(cell.scenario).judged == "pipeline"
+        return self.pipeline(cell) if with_defense else self.model
+
+    def attacker(self, cell: Cell) -> Attacker:
+        """The cell's attack on the cell's view; raises if the two do not fit."""
+        scenario = get_scenario(cell.scenario)
+        return Attacker(
+            parse_attack(cell.attack),
+            self.attacked(cell),
+            cell.norm,
+            cell.eps,
+            cell.targeted,
+            transferred=scenario.attacked != scenario.judged,
+        )
+
+
+def attack_shard(cell: Cell, subject: Subject, batch: Batch, batch_size: int) -> Attacked:
+    """Adversarial examples of a shard; the images themselves where there is no attacker.
+
+    Raises:
+        ConfigError: A targeted cell without targets.
+        ModelError: The attack returned NaN.
+    """
+    if cell.attack == "none":
+        nothing = torch.full((len(batch),), -1)
+        return Attacked(batch.x, 0, 0, nothing, torch.zeros(len(batch), dtype=torch.float64))
+    if cell.targeted and batch.target is None:
+        raise ConfigError("a targeted threat needs a target for every sample (column 'target')")
+    goal = batch.target if cell.targeted and batch.target is not None else batch.y
+    keys = random.keys(cell.seed, batch.index)
+    found = subject.attacker(cell).run(batch.x, goal, keys, batch_size)
+    if bool(found.x_adv.isnan().any()):
+        raise ModelError(f"attack {cell.attack!r} returned NaN")
+    if parse_attack(cell.attack).info.goal == "minimal":
+        # A nearest adversarial image that lies beyond the budget is no attack within it.
+        over = distance(found.x_adv, batch.x, cell.norm) > cell.eps
+        kept = torch.where(over.view(-1, 1, 1, 1), batch.x, found.x_adv)
+        found = replace(found, x_adv=kept)
+    return found
+
+
+def judge_shard(
+    cell: Cell, subject: Subject, batch: Batch, found: Attacked, batch_size: int
+) -> Rows:
+    """Per-sample facts of a shard: judged as floats and as 8-bit images, measured in float64."""
+    keys = random.keys(cell.seed, batch.index)
+    pipeline = subject.judged(cell)
+
+    def ask(x: Tensor) -> Judgement:
+        return judge(pipeline, x, batch.y, keys, draws=cell.judge_draws, batch_size=batch_size)
+
+    floats, rounded = ask(found.x_adv), quantise(found.x_adv)
+    # An image that 8 bits hold already (a clean one) need not be asked twice.
+    bytes_ = floats if torch.equal(rounded, found.x_adv) else ask(rounded)
+    target = batch.target if cell.targeted else None
+    outside = torch.maximum(-found.x_adv, found.x_adv - 1).flatten(1).amax(1).clamp_min(0)
+    rows: Mapping[str, Tensor] = {
+        "index": batch.index,
+        "label": batch.y,
+        "target": torch.full_like(batch.y, -1) if target is None else target,
+        "draws": torch.full((len(batch),), floats.draws),
+        "correct": floats.correct,
+        "correct_even": floats.half(0),
+        "correct_odd": floats.half(1),
+        "correct_8bit": bytes_.correct,
+        "target_hits": torch.zeros_like(floats.correct)
+        if target is None
+        else floats.hits(target.cpu()),
+        "prediction": floats.majority(),
+        "size": distance(found.x_adv, batch.x, cell.norm),
+        "size_8bit": distance(rounded, batch.x, cell.norm),
+        "outside": outside.double(),
+        "unchanged": (found.x_adv == batch.x).flatten(1).all(1),
+        "first_hit": found.first_hit,
+        "late_gain": found.late_gain,
+    }
+    measured = {name: np.asarray(value.cpu()) for name, value in rows.items()}
+    measured |= distances(found.x_adv, batch.x)
+    return {name: measured[name] for name in COLUMNS}

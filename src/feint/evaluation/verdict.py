@@ -1,0 +1,133 @@
+"""From cells and findings to plain words, by written rules.
+
+Rules:
+    1. The bound of a pipeline is its per-sample worst case over the cells that judge the deployed
+       pipeline within one threat model: never an average over attacks.
+    2. It is an *upper* bound on robust accuracy; nothing is ever called robust.
+    3. A `fail` among the findings withholds the verdict, and the text says which.
+    4. The grade is F with a `fail`; otherwise A without, B with up to two and C with more `warn`.
+    5. A pipeline that no white-box cell attacked has no bound: its verdict is withheld, grade F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from feint.evaluation.findings import Finding
+from feint.evaluation.metrics import Rate, rate, worst_case
+from feint.evaluation.results import CellResult, by_pipeline
+from feint.evaluation.scenarios import get_scenario
+
+__all__ = ["Bound", "Verdict", "bounds", "conclude", "name_of"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A pipeline's clean accuracy and its per-sample worst case within one threat model."""
+
+    model: str
+    defense: str
+    norm: str
+    eps: float
+    targeted: bool
+    clean: Rate | None
+    worst: Rate | None
+    """None if no white-box attacker was tried."""
+    gray: Rate | None
+    """Worst case over attackers who do not know of the defense: what is usually published."""
+    attacks: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The conclusion of a run."""
+
+    text: str
+    grade: str
+    withheld: bool
+    bounds: tuple[Bound, ...]
+
+
+def name_of(model: str, defense: str) -> str:
+    """A pipeline in words."""
+    return model if defense == "none" else f"{model} + {defense}"
+
+
+def eps_text(eps: float) -> str:
+    """8/255 where it is one, a plain number otherwise."""
+    levels = eps * 255
+    near = round(levels)
+    return f"{near}/255" if near and abs(levels - near) < 1e-6 else f"{eps:g}"
+
+
+def _worst(results: Sequence[CellResult]) -> Rate | None:
+    if not results:
+        return None
+    draws = max(r.draws for r in results)
+    select = np.stack([r.rows["correct_even"] for r in results])
+    report = np.stack([r.rows["correct_odd"] for r in results])
+    return rate(worst_case(select, report), max(1, draws // 2))
+
+
+def bounds(results: Sequence[CellResult]) -> list[Bound]:
+    """One bound for each pipeline and threat model, in order of appearance."""
+    found = []
+    for (model, defense), group in by_pipeline(results).items():
+        clean = next((r for r in group if r.cell.scenario == "none"), None)
+        threats = dict.fromkeys(
+            (r.cell.norm, r.cell.eps, r.cell.targeted) for r in group if r.cell.attack != "none"
+        )
+        for norm, eps, targeted in threats:
+            here = [
+                r
+                for r in group
+                if (r.cell.norm, r.cell.eps, r.cell.targeted) == (norm, eps, targeted)
+                and get_scenario(r.cell.scenario).judged == "pipeline"
+            ]
+            attacked = [r for r in here if r.cell.attack != "none"]
+            gray = [r for r in attacked if r.cell.scenario == "gray-box"]
+            knowing = any(r.cell.scenario == "white-box" for r in attacked)
+            found.append(
+                Bound(
+                    model,
+                    defense,
+                    norm,
+                    eps,
+                    targeted,
+                    None if clean is None else clean.accuracy,
+                    _worst(here) if knowing else None,
+                    _worst(gray),
+                    len(attacked),
+                )
+            )
+    return found
+
+
+def _sentence(bound: Bound) -> str:
+    threat = f"{bound.norm} {eps_text(bound.eps)}" + (", targeted" if bound.targeted else "")
+    name = name_of(bound.model, bound.defense)
+    if bound.worst is None:
+        return f"{name}: no attacker who knows the defense was tried, so there is no bound."
+    text = f"{name}: upper bound on robust accuracy {bound.worst} at {threat}"
+    if bound.clean is not None:
+        text += f", clean accuracy {bound.clean}"
+    if bound.gray is not None:
+        text += f"; against attackers who do not know of the defense {bound.gray}"
+    return text + f" (worst case of {bound.attacks} attacks per sample, n = {bound.worst.n})."
+
+
+def conclude(results: Sequence[CellResult], findings: Sequence[Finding]) -> Verdict:
+    """Apply the rules above."""
+    found = bounds(results)
+    failed = list(dict.fromkeys(f.check for f in findings if f.status == "fail"))
+    unbounded = [b for b in found if b.worst is None]
+    warned = sum(f.status == "warn" for f in findings)
+    text = "\n".join(map(_sentence, found)) or "Nothing was attacked: there is no verdict."
+    withheld = bool(failed or unbounded or not found)
+    if failed:
+        text = f"Not trustworthy: {', '.join(failed)} failed (see the findings).\n{text}"
+    grade = "F" if withheld else "A" if warned == 0 else "B" if warned <= 2 else "C"
+    return Verdict(text, grade, withheld, tuple(found))
