@@ -1,1 +1,13 @@
-"""Attacks: one flat function per file, `attack(model, x, y, *, …) -> x_adv`."""
+"""Attacks: flat functions `attack(model, x, y, *, …) -> x_adv`, one family per file."""
+
+from feint.attacks.bim import bim
+from feint.attacks.fgsm import fgsm
+from feint.attacks.mi_fgsm import mi_fgsm
+from feint.attacks.pgd import pgd
+
+__all__ = [
+    "bim",
+    "fgsm",
+    "mi_fgsm",
+    "pgd",
+]

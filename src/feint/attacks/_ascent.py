@@ -11,7 +11,7 @@ from torch import Tensor
 
 from feint.core import random
 from feint.core.checks import check_eps, check_images, check_keys, check_labels, check_mask
-from feint.core.errors import ConfigError, ModelError, RangeError
+from feint.core.errors import ConfigError, DeviceError, GradientError, ModelError, RangeError
 from feint.core.gradients import (
     Estimate,
     GradientEstimator,
@@ -19,21 +19,24 @@ from feint.core.gradients import (
     backprop,
     is_stochastic,
     require_gradient,
+    takes_keys,
 )
 from feint.core.losses import Loss, get_loss, success_share
-from feint.core.norms import check_norm, distance, project, random_in_ball, steepest_ascent
+from feint.core.norms import check_norm, project, random_in_ball, steepest_ascent
 
 __all__ = ["EPS", "Direction", "Stop", "Trace", "ascend", "sample_keys", "stops_early"]
 
 Stop = Literal["success", "never"]
 Direction = Literal["sign", "gradient", "raw"]
 Trace = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
-"""Called as `trace(step, x_adv, logits, loss, active)` for every evaluated point."""
+"""Called as `trace(step, x_adv, logits, loss, active)` for every evaluated point.
+
+`logits` are (B, D, K) with the D draws of the estimator; `active` holds the index of each row's
+sample in the batch, more than once under restarts.
+"""
 
 EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 """The field's customary budgets for 32×32 images, used when `eps` is left out."""
-
-_SAFE = 1 - 1e-6  # l2 and l1 project a little inside, so that rounding cannot leave the ball
 
 
 def sample_keys(seed: int | Tensor, x: Tensor) -> Tensor:
@@ -53,19 +56,33 @@ def stops_early(stop: Stop | None, model: Model) -> bool:
     return stop == "success"
 
 
+def _column(value: Tensor, like: Tensor) -> Tensor:
+    return value.view(-1, *[1] * (like.ndim - 1))
+
+
 @dataclass
 class _Rows:
-    """The samples still in the loop, one row per sample and restart."""
+    """The samples still in the loop, one row per sample and restart, each with its best point.
 
+    The best point has most draws adversarial, then the highest loss; of equals it is the latest,
+    since a saturated loss stays the same while the ascent makes its way. `broken` marks rows that
+    met NaN or an infinite gradient.
+    """
+
+    number: Tensor
     sample: Tensor
     x: Tensor
     point: Tensor
     y: Tensor
     keys: Tensor
-    velocity: Tensor
     low: Tensor
     high: Tensor
     mask: Tensor | None
+    velocity: Tensor | None
+    best: Tensor
+    share: Tensor
+    loss: Tensor
+    broken: Tensor
 
     def keep(self, rows: Tensor) -> None:
         """Compact every field to the given rows."""
@@ -74,22 +91,44 @@ class _Rows:
             if value is not None:
                 setattr(self, f.name, value[rows])
 
+    def record(self, share: Tensor, loss: Tensor) -> None:
+        """Take the current point as the best one where it is."""
+        better = (share > self.share) | ((share == self.share) & (loss >= self.loss))
+        self.share = torch.where(better, share, self.share)
+        self.loss = torch.where(better, loss, self.loss)
+        self.best = torch.where(_column(better, self.point), self.point, self.best)
+
 
 @dataclass
-class _Best:
-    """Per row, the best point evaluated so far: most draws adversarial, then the highest loss."""
+class _Result:
+    """What each row ends with; rows are written when they leave the loop."""
 
-    point: Tensor
+    best: Tensor
     share: Tensor
     loss: Tensor
+    broken: Tensor
 
-    def update(self, rows: Tensor, point: Tensor, share: Tensor, loss: Tensor) -> None:
-        old_share, old_loss = self.share[rows], self.loss[rows]
-        better = (share > old_share) | ((share == old_share) & (loss > old_loss))
-        self.share[rows] = torch.where(better, share, old_share)
-        self.loss[rows] = torch.where(better, loss, old_loss)
-        shape = (-1, *[1] * (point.ndim - 1))
-        self.point[rows] = torch.where(better.view(shape), point, self.point[rows])
+    def write(self, rows: _Rows) -> None:
+        for f in fields(self):
+            getattr(self, f.name)[rows.number] = getattr(rows, f.name)
+
+    def pick(self, restarts: int) -> Tensor:
+        """The best restart of each sample.
+
+        Raises:
+            GradientError: If a sample that never fell met a gradient that was no number.
+        """
+        share, loss = self.share.view(-1, restarts), self.loss.view(-1, restarts)
+        broken = self.broken.view(-1, restarts).any(1) & (share.amax(1) <= 0)
+        if bool(broken.any()):
+            raise GradientError(
+                f"NaN or infinite gradients or logits for {int(broken.sum())} of {len(broken)} "
+                "samples on the way; look for sqrt, log or a division at zero in the model"
+            )
+        if restarts == 1:
+            return self.best
+        top = torch.where(share == share.amax(1, keepdim=True), loss, -torch.inf).argmax(1)
+        return self.best[torch.arange(len(top), device=top.device) * restarts + top]
 
 
 def _bounds(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
@@ -98,44 +137,64 @@ def _bounds(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(x), torch.ones_like(x)
     exact = x.double()
     low, high = (exact - eps).to(x.dtype), (exact + eps).to(x.dtype)
-    inwards = torch.tensor(torch.inf, dtype=x.dtype, device=x.device)
-    low = torch.where(low.double() < exact - eps, torch.nextafter(low, inwards), low)
-    high = torch.where(high.double() > exact + eps, torch.nextafter(high, -inwards), high)
+    # The nearest number of this type can lie outside by a rounding; the next one inwards does not.
+    up = torch.tensor(torch.inf, dtype=x.dtype, device=x.device)
+    low = torch.where(exact - low.double() > eps, torch.nextafter(low, up), low)
+    high = torch.where(high.double() - exact > eps, torch.nextafter(high, -up), high)
     return low.clamp(0, 1), high.clamp(0, 1)
 
 
-def _confine(rows: _Rows, point: Tensor, norm: str, eps: float) -> Tensor:
-    """The nearest allowed point: mask, ball, box (in that order; the box cannot leave the ball)."""
+def _radius(x: Tensor, norm: str, eps: float) -> float:
+    """Radius to project to, such that the rounding of x + δ cannot leave the ball of `eps`.
+
+    Values in [0, 1] are rounded by at most a quarter of the machine epsilon, so the distance grows
+    by at most n^(1/p) of these; the last factor covers the rounding of δ and of the measurement.
+    """
+    order = 2 if norm == "l2" else 1
+    slack = x[0].numel() ** (1 / order) * torch.finfo(x.dtype).eps / 4
+    return max(0.0, eps - slack) * (1 - 1e-6)
+
+
+def _confine(rows: _Rows, point: Tensor, norm: str, radius: float) -> Tensor:
+    """An allowed point: mask, ball, box, in this order; the last two never undo the first."""
     if rows.mask is not None:
         point = torch.where(rows.mask, point, rows.x)
     if norm != "linf":
         delta = point - rows.x
-        ones = [1] * (delta.ndim - 1)
-        inner = project(delta, norm, eps * _SAFE)
-        over = (distance(rows.x + inner, rows.x, norm) > eps).view(-1, *ones)
-        # Rounding of x + δ can still exceed a tiny ball; there only no step at all is safe.
-        point = torch.where(over, rows.x, rows.x + inner)
-    return torch.minimum(torch.maximum(point, rows.low), rows.high)
+        if norm == "l1":
+            delta = project(delta, "l1", radius)
+        order = 2 if norm == "l2" else 1
+        size = torch.linalg.vector_norm(delta.flatten(1), order, dim=1, dtype=torch.float64)
+        shrink = (radius / size.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
+        point = rows.x + delta * _column(shrink.to(delta.dtype), delta)
+    return torch.clamp(point, rows.low, rows.high)
 
 
-def _step(rows: _Rows, gradient: Tensor, norm: str, direction: Direction, decay: float) -> Tensor:
+def _unit(rows: _Rows, gradient: Tensor, norm: str, direction: Direction, decay: float) -> Tensor:
     """Unit step (or the raw gradient) that each row takes; updates the momentum."""
     if rows.mask is not None:
         gradient = gradient * rows.mask
-    if decay:
-        ones = [1] * (gradient.ndim - 1)
-        size = gradient.abs().flatten(1).mean(1).view(-1, *ones)
+    if rows.velocity is not None:
+        size = _column(gradient.abs().flatten(1).mean(1), gradient)
         normed = gradient / size.clamp_min(torch.finfo(gradient.dtype).tiny)
         rows.velocity = gradient = decay * rows.velocity + normed
-    if direction == "sign":
-        return steepest_ascent(gradient, norm)
-    return steepest_ascent(gradient, "l2") if direction == "gradient" else gradient
+    if direction == "raw":
+        return gradient
+    if direction == "gradient":
+        return steepest_ascent(gradient, "l2")
+    if norm == "l1":
+        # Values at the end of the box cannot follow; the few that step must be others.
+        stuck = torch.where(gradient > 0, rows.point >= rows.high, rows.point <= rows.low)
+        gradient = gradient.masked_fill(stuck, 0)
+    return steepest_ascent(gradient, norm)
 
 
 def _check(
     x: Tensor, y: Tensor, eps: float, norm: str, norms: tuple[str, ...], mask: Tensor | None
 ) -> None:
     check_images(x)
+    if isinstance(y, Tensor) and y.device != x.device:
+        raise DeviceError(f"y is on {y.device}, x on {x.device}; move one of them")
     check_labels(y, len(x))
     check_norm(norm, norms)
     check_eps(eps, norm, x.shape)
@@ -143,15 +202,57 @@ def _check(
         check_mask(mask, x)
 
 
-def _check_first(estimate: Estimate, rows: _Rows, model: Model, loss: Loss) -> None:
-    """Look at the first estimate's values once: labels, NaN, structural zero gradients."""
-    classes = estimate.logits.shape[-1]
-    check_labels(rows.y, len(rows.y), classes)
+def _check_walk(
+    norm: str, steps: int, step_size: float, random_start: bool, restarts: int, direction: Direction
+) -> None:
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        if not isinstance(value, int) or value < 1:
+            raise RangeError(f"{name} is {value}; expected a whole number ≥ 1")
+    if restarts > 1 and not random_start:
+        raise ConfigError(
+            f"restarts is {restarts} without a random start: all would be the same; "
+            "set random_start=True or restarts=1"
+        )
+    if direction not in ("sign", "gradient", "raw"):
+        raise ConfigError(f"direction is {direction!r}; expected 'sign', 'gradient' or 'raw'")
+    if not step_size >= 0:
+        raise RangeError(f"step_size is {step_size}; expected a number ≥ 0")
+    if norm == "linf" and direction == "sign" and step_size > 1:
+        raise RangeError(
+            f"step_size is {step_size:g} for linf; images are in [0, 1], so expected at most 1; "
+            f"write {step_size:g}/255 if it is in 0…255 units"
+        )
+
+
+def _objective(loss: str | Loss, targeted: bool, y: Tensor) -> Loss:
+    """The loss to maximise, which refuses labels beyond the classes and losses not per sample."""
+    inner = get_loss(loss, targeted)
+    top = int(y.max()) if len(y) else 0
+
+    def objective(logits: Tensor, labels: Tensor) -> Tensor:
+        if logits.shape[-1] < 2:
+            raise ModelError(f"the model gives {logits.shape[-1]} class; expected at least 2")
+        if top >= logits.shape[-1]:
+            check_labels(y, len(y), logits.shape[-1])
+        value = inner(logits, labels)
+        if value.shape != logits.shape[:-1]:
+            raise ConfigError(
+                f"the loss gave {tuple(value.shape)} for logits {tuple(logits.shape)}; expected "
+                "one value per sample; do not average over the batch"
+            )
+        return value
+
+    return objective
+
+
+def _check_first(
+    estimate: Estimate, rows: _Rows, model: Model, gradient: GradientEstimator
+) -> None:
+    """Look at the first estimate's values once: NaN, structural zero gradients."""
     if bool(estimate.logits.isnan().any()):
         raise ModelError("the model gives NaN logits for valid images; check its weights")
-    if classes < 2:
-        raise ModelError(f"the model gives {classes} class; expected at least 2")
-    require_gradient(model, rows.point, rows.keys, estimate.gradient)
+    if not getattr(gradient, "scores_only", False):
+        require_gradient(model, rows.point, rows.keys, estimate.gradient)
 
 
 def ascend(
@@ -159,7 +260,7 @@ def ascend(
     x: Tensor,
     y: Tensor,
     *,
-    eps: float | None,
+    eps: float,
     norm: str,
     norms: tuple[str, ...],
     steps: int,
@@ -180,58 +281,60 @@ def ascend(
 
     The `steps + 1` points (start and every step) are all evaluated. Restarts are further rows of
     the same batch. With early stopping, a sample's rows leave when one of them is adversarial on
-    all of its draws; what is left is compacted.
+    all of its draws; what is left is compacted, which is the only host synchronisation of a step.
 
     Raises:
-        ConfigError, RangeError, ShapeError, DtypeError: On bad arguments.
-        GradientError: If no gradient reaches the input.
+        ConfigError, RangeError, ShapeError, DtypeError, DeviceError: On bad arguments.
+        GradientError: If no gradient reaches the input, or one that is not finite.
         ModelError: If the logits are NaN or not (B, K) with K ≥ 2.
     """
-    eps = EPS.get(norm, 0.0) if eps is None else eps
     _check(x, y, eps, norm, norms, mask)
-    if steps < 1 or restarts < 1:
-        raise RangeError(f"steps is {steps}, restarts is {restarts}; expected at least 1")
-    if restarts > 1 and not random_start:
-        raise ConfigError(f"restarts is {restarts} without random_start: all would be the same")
-    if direction not in ("sign", "gradient", "raw"):
-        raise ConfigError(f"direction is {direction!r}; expected 'sign', 'gradient' or 'raw'")
+    _check_walk(norm, steps, step_size, random_start, restarts, direction)
+    objective = _objective(loss, targeted, y)
+    early = stops_early(stop, model)
+    gradient = gradient or backprop
+    keyed = gradient is not backprop or takes_keys(model)
+    keys = sample_keys(seed, x)
     if len(x) == 0:
         return x.clone()
-    gradient = gradient or backprop
-    objective = get_loss(loss, targeted)
-    early = stops_early(stop, model)
 
-    rows = _start(x, y, norm, eps, mask, seed, random_start, restarts)
-    best = _Best(
-        rows.x.clone(),
-        torch.full((len(rows.x),), -1.0, device=x.device),
-        torch.full((len(rows.x),), -torch.inf, dtype=x.dtype, device=x.device),
-    )
-    number = torch.arange(len(rows.x), device=x.device)  # row of `best` for each row left
-    finished = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    rows = _start(x.detach(), y, norm, eps, mask, keys, restarts, decay != 0)
+    radius = _radius(x, norm, eps)
+    if random_start:
+        delta = random_in_ball(random.fold(rows.keys, "start"), rows.x, norm, eps)
+        rows.point = _confine(rows, rows.x + delta, norm, radius)
+    result = _Result(rows.x.clone(), rows.share.clone(), rows.loss.clone(), rows.broken.clone())
+    finished = torch.zeros(len(x), dtype=torch.int32, device=x.device)
     for step in range(steps + 1):
         last = step == steps
-        step_keys = random.fold(rows.keys, "step", step)
-        estimate = gradient(model, rows.point, rows.y, objective, step_keys, forward_only=last)
+        drawn = random.fold(rows.keys, "step", step) if keyed else rows.keys
+        estimate = gradient(model, rows.point, rows.y, objective, drawn, forward_only=last)
         if step == 0:
-            _check_first(estimate, rows, model, objective)
+            _check_first(estimate, rows, model, gradient)
         share = success_share(estimate.logits, rows.y, targeted)
-        best.update(number, rows.point, share, estimate.loss.to(x.dtype))
+        rows.broken = rows.broken | estimate.logits.flatten(1).isnan().any(1)
+        rows.record(share, estimate.loss.to(x.dtype))
         if trace is not None:
             trace(step, rows.point, estimate.logits, estimate.loss, rows.sample)
         if last:
             break
-        unit = _step(rows, estimate.gradient, norm, direction, decay)
-        rows.point = _confine(rows, rows.point + step_size * unit, norm, eps)
+        slope = estimate.gradient
         if early:
-            finished[rows.sample[share == 1]] = True
-            left = (~finished[rows.sample]).nonzero()[:, 0]
+            finished.index_add_(0, rows.sample, (share == 1).int())
+            left = (finished[rows.sample] == 0).nonzero()[:, 0]
+            if len(left) < len(rows.sample):
+                result.write(rows)
+                rows.keep(left)
+                slope = slope[left]
             if len(left) == 0:
                 break
-            if len(left) < len(rows.sample):
-                rows.keep(left)
-                number = number[left]
-    return _pick(best, restarts)
+        # One NaN or infinite value spoils the sum. Such rows stay where they are, and are told.
+        rows.broken = rows.broken | ~slope.flatten(1).sum(1).isfinite()
+        slope = slope.masked_fill(_column(rows.broken, slope), 0)
+        unit = _unit(rows, slope, norm, direction, decay)
+        rows.point = _confine(rows, rows.point.add(unit, alpha=step_size), norm, radius)
+    result.write(rows)
+    return result.pick(restarts)
 
 
 def _start(
@@ -240,38 +343,29 @@ def _start(
     norm: str,
     eps: float,
     mask: Tensor | None,
-    seed: int | Tensor,
-    random_start: bool,
+    keys: Tensor,
     restarts: int,
+    momentum: bool,
 ) -> _Rows:
-    keys = sample_keys(seed, x)
+    """One row per sample and restart, all at `x`."""
     numbers = torch.arange(restarts, device=x.device)
     wide = x.repeat_interleave(restarts, 0)
     low, high = _bounds(wide, norm, eps)
-    rows = _Rows(
-        torch.arange(len(x), device=x.device).repeat_interleave(restarts),
-        wide,
-        wide,
-        y.repeat_interleave(restarts, 0),
-        random.fold(keys, "restart", 0, numbers).flatten(),
-        torch.zeros_like(wide),
-        low,
-        high,
-        None
-        if mask is None
-        else mask.expand(len(x), *mask.shape[1:]).repeat_interleave(restarts, 0),
+    if mask is not None:
+        mask = mask.expand(len(x), *mask.shape[1:]).repeat_interleave(restarts, 0)
+    return _Rows(
+        number=torch.arange(len(wide), device=x.device),
+        sample=torch.arange(len(x), device=x.device).repeat_interleave(restarts),
+        x=wide,
+        point=wide,
+        y=y.repeat_interleave(restarts, 0),
+        keys=random.fold(keys, "restart", 0, numbers).flatten(),
+        low=low,
+        high=high,
+        mask=mask,
+        velocity=torch.zeros_like(wide) if momentum else None,
+        best=wide,
+        share=torch.full((len(wide),), -1.0, device=x.device),
+        loss=torch.full((len(wide),), -torch.inf, dtype=x.dtype, device=x.device),
+        broken=torch.zeros(len(wide), dtype=torch.bool, device=x.device),
     )
-    if random_start:
-        delta = random_in_ball(random.fold(rows.keys, "start"), wide, norm, eps)
-        rows.point = _confine(rows, wide + delta, norm, eps)
-    return rows
-
-
-def _pick(best: _Best, restarts: int) -> Tensor:
-    """The best restart of each sample."""
-    if restarts == 1:
-        return best.point
-    share, loss = best.share.view(-1, restarts), best.loss.view(-1, restarts)
-    top = torch.where(share == share.amax(1, keepdim=True), loss, -torch.inf).argmax(1)
-    start = torch.arange(len(top), device=top.device) * restarts
-    return best.point[start + top]

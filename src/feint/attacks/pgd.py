@@ -31,8 +31,10 @@ _NORMS = ("linf", "l2", "l1")
             "random_start": False,
             "stop": "never",
         },
-        # S1's own step: the raw gradient of the mean loss times 0.1.
+        # S1's own step: the raw gradient of the loss times 0.1. Its bound is an RMS of 0.05, here
+        # as the l2 norm for S1's images of 3×299×299: give `eps` for another size.
         "qiu": {
+            "eps": 0.05 * (3 * 299 * 299) ** 0.5,
             "norm": "l2",
             "steps": 50,
             "step_size": 0.1,
@@ -68,12 +70,15 @@ def pgd(
     Every one of the `steps + 1` points is evaluated and the best one is returned: the one that is
     adversarial on most draws, then the one with the highest loss.
 
+    Convention:
+        Images are float RGB, NCHW, in [0, 1]; `eps` and `step_size` are in the same units.
+
     Args:
         model: Maps images in [0, 1] to logits (B, K); with `keys=` if it is stochastic.
         x: Images, (B, C, H, W), in [0, 1].
         y: True labels (B,), or targets if `targeted`.
         preset: `"ace"` (S0's own PGD) or `"qiu"` (S1's raw-gradient step); keywords that are given
-            win over the preset's.
+            win over the preset's. None by default: Madry et al. with 40 steps.
         eps: Budget in image units; by default 8/255 (linf), 0.5 (l2) or 12 (l1).
         norm: `"linf"`, `"l2"` or `"l1"`.
         steps: Number of steps.
@@ -96,8 +101,8 @@ def pgd(
         x_adv: Like `x`, in [0, 1], within `eps` measured in float64.
 
     Raises:
-        ConfigError, RangeError, ShapeError, DtypeError: On bad arguments.
-        GradientError: If no gradient reaches the input.
+        ConfigError, RangeError, ShapeError, DtypeError, DeviceError: On bad arguments.
+        GradientError: If no gradient reaches the input, or one that is not finite.
         ModelError: If the logits are NaN or have the wrong shape.
 
     Cost:
@@ -117,7 +122,8 @@ def pgd(
 
     Deviations:
         The best point is returned, not the last. l1 spreads each step over the 5 % largest
-        gradient values, since a step on the single largest one hardly moves.
+        gradient values that can still move (after Tramèr and Boneh, NeurIPS 2019, but in proportion
+        to the gradient), since a step on the single largest one hardly moves.
     """
     budget = EPS.get(norm, 0.0) if eps is None else eps
     if step_size is None:

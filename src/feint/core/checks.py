@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -63,9 +65,10 @@ def check_labels(y: Tensor, batch: int, classes: int | None = None, name: str = 
         return
     low, high = (int(v) for v in torch.aminmax(y))
     if low < 0 or (classes is not None and high >= classes):
+        expected = "0 or more" if classes is None else f"0 to {classes - 1}, the model's classes"
         raise RangeError(
-            f"{name} has labels in [{low}, {high}]; expected 0 to "
-            f"{'…' if classes is None else classes - 1}; the model gives {classes} classes"
+            f"{name} has labels in [{low}, {high}]; expected {expected}; "
+            "number the classes as the model does"
         )
 
 
@@ -77,9 +80,11 @@ def check_eps(eps: float, norm: str, shape: torch.Size | tuple[int, ...]) -> Non
     """
     if not eps >= 0:
         raise RangeError(f"eps is {eps}; expected a number ≥ 0")
-    if norm == "linf" and eps > 1:
+    n = math.prod(shape[1:])
+    most = {"linf": 1.0, "l2": n**0.5, "l1": float(n), "l0": float(n)}[norm]
+    if eps > most and n:
         raise RangeError(
-            f"eps is {eps:g} for linf; images are in [0, 1], so expected at most 1; "
+            f"eps is {eps:g} for {norm}; images are in [0, 1], so expected at most {most:g}; "
             f"write {eps:g}/255 if it is in 0…255 units"
         )
 

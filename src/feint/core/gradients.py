@@ -50,7 +50,11 @@ class Estimate(NamedTuple):
 
 
 class GradientEstimator(Protocol):
-    """`(model, x, y, loss, keys) -> Estimate`; every sample independent of its batch-mates."""
+    """`(model, x, y, loss, keys) -> Estimate`; every sample independent of its batch-mates.
+
+    One that needs no autograd has an attribute `scores_only = True`; a gradient of zeros is then no
+    sign of a broken graph.
+    """
 
     def __call__(
         self,
@@ -148,20 +152,25 @@ def require_gradient(model: Model, x: Tensor, keys: Tensor, gradient: Tensor) ->
 
     Called once per attack, on its first gradient, since the test reads the gradient's values. If
     they are all zero, a random projection of the logits tells whether the logits depend on the
-    input at all (then a loss saturates, which is for the caller to see) or not.
+    input at all, here or at random images. If they do, a loss saturates or a unit is dead at this
+    very image, which is for the caller to see; if not, the cause is structural.
 
     Raises:
         GradientError: Naming the module in which the gradient dies, where it can be found.
     """
     if gradient.numel() == 0 or bool(gradient.any()):
         return
-    leaf = x.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = call(model, leaf, keys)
-        weights = random.normal(random.fold(keys, "probe"), logits.shape[1:], logits.dtype)
-        (probe,) = torch.autograd.grad((logits * weights).sum(), leaf)
-    if not bool(probe.any()):
-        raise _lost(model, x, keys, "the gradient is identically zero")
+    for point in (x, random.uniform(random.fold(keys, "probe image"), x.shape[1:]).to(x.dtype)):
+        leaf = point.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = call(model, leaf, keys)
+            if not logits.requires_grad:
+                break
+            weights = random.normal(random.fold(keys, "probe"), logits.shape[1:], logits.dtype)
+            (probe,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
+        if probe is not None and bool(probe.any()):
+            return
+    raise _lost(model, x, keys, "the gradient is identically zero")
 
 
 def _lost(model: Model, x: Tensor, keys: Tensor, what: str) -> GradientError:
@@ -209,7 +218,11 @@ def find_gradient_loss(model: Model, x: Tensor, keys: Tensor | None = None) -> s
         if not output.requires_grad:
             return name
         used = [t for t in given if t.requires_grad]
-        got = torch.autograd.grad(output.sum(), used, retain_graph=True, allow_unused=True)
+        # Random weights: the plain sum of a softmax or of a normalised layer is constant.
+        weights = random.normal(random.keys(0, 1), output.shape, output.dtype)[0]
+        got = torch.autograd.grad(
+            (output * weights.to(output.device)).sum(), used, retain_graph=True, allow_unused=True
+        )
         if all(g is None or not bool(g.any()) for g in got):
             return name
     return None
@@ -263,6 +276,7 @@ def eot(
         )
 
     estimate.__qualname__ = f"eot({draws})"
+    estimate.scores_only = getattr(base, "scores_only", False)  # type: ignore[attr-defined]
     return estimate
 
 
@@ -299,6 +313,7 @@ def _finite_differences(kind: str, samples: int, sigma: float, chunk: int) -> Gr
         return Estimate(logits[:, None], total, value)
 
     estimate.__qualname__ = f"{kind}({samples})"
+    estimate.scores_only = True  # type: ignore[attr-defined]
     return estimate
 
 

@@ -92,11 +92,12 @@ def project(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
     radius = radius.reshape(-1, 1).expand(len(flat), 1)
     magnitude = flat.abs()
     ordered = magnitude.sort(1, descending=True).values
-    excess = ordered.cumsum(1) - radius
-    count = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
+    # Running sums of thousands of float32 values would lose four digits.
+    excess = ordered.cumsum(1, dtype=torch.float64) - radius
+    count = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=torch.float64)
     active = (ordered * count > excess).sum(1, keepdim=True).clamp_min(1)
-    threshold = excess.gather(1, active - 1) / active
-    inside = magnitude.sum(1, keepdim=True) <= radius
+    threshold = (excess.gather(1, active - 1) / active).to(flat.dtype)
+    inside = excess[:, -1:] <= 0
     shrunk = flat.sign() * (magnitude - threshold).clamp_min(0)
     return torch.where(inside, flat, shrunk).view_as(delta)
 
@@ -112,9 +113,10 @@ def _keep_largest(delta: Tensor, radius: Tensor) -> Tensor:
 def steepest_ascent(gradient: Tensor, norm: str, share: float = 0.05) -> Tensor:
     """Direction of unit norm that raises a linear loss the most, per sample.
 
-    linf: the sign. l2: the normalised gradient. l1: the signs of the `share` largest values, evenly
-    spread (the single largest value, which is exact, makes progress too slow to be of use). l0: as
-    l1, but over whole pixels and normalised per pixel to a largest value of one.
+    linf: the sign. l2: the normalised gradient. l1: the `share` largest values in proportion (the
+    single largest one, which is exact, makes progress too slow to be of use; their bare signs, as
+    in SLIDE, would never settle on the largest). l0: the `share` largest pixels, each normalised to
+    a largest value of one.
 
     A zero gradient gives a zero direction.
     """
@@ -137,9 +139,9 @@ def steepest_ascent(gradient: Tensor, norm: str, share: float = 0.05) -> Tensor:
     flat = gradient.flatten(1)
     count = max(1, round(share * flat.shape[1]))
     top = flat.abs().topk(count, dim=1)
-    sparse = torch.zeros_like(flat).scatter_(1, top.indices, flat.gather(1, top.indices).sign())
-    size = sparse.abs().sum(1, keepdim=True).clamp_min(1)
-    return (sparse / size).view_as(gradient)
+    values = flat.gather(1, top.indices) / top.values[:, :1].clamp_min(tiny)
+    values = values / values.abs().sum(1, keepdim=True).clamp_min(1)
+    return torch.zeros_like(flat).scatter_(1, top.indices, values).view_as(gradient)
 
 
 def random_in_ball(keys: Tensor, like: Tensor, norm: str, eps: float | Tensor) -> Tensor:
