@@ -28,12 +28,13 @@ def digest(value: object) -> str:
 
 
 def fingerprint(module: nn.Module | None) -> str:
-    """Digest of a module's structure and weights; equal modules have equal fingerprints."""
+    """Digest of a module's structure, parameters and buffers (those that are not saved, too)."""
     if module is None:
         return ""
     sha = hashlib.sha256(repr(module).encode())
-    for name, value in sorted(module.state_dict().items()):
-        raw = value.detach().cpu().contiguous()
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name in sorted(named):
+        raw = named[name].detach().cpu().contiguous()
         sha.update(f"{name}{raw.dtype}{tuple(raw.shape)}".encode())
         sha.update(raw.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:20]
@@ -86,13 +87,13 @@ class Cell:
             context: Fingerprints and versions of what the specs name: keys `data`, `model`,
                 `defense`, `source`, `attack`.
         """
-        attacked = get_scenario(self.scenario).attacked
+        scenario = get_scenario(self.scenario)
         used = {
             "nothing": (),
             "model": ("model",),
             "pipeline": ("model", "defense"),
             "source": ("source",),
-        }[attacked]
+        }[scenario.attacked]
         return digest(
             {
                 "schema": SCHEMA,
@@ -102,6 +103,8 @@ class Cell:
                 "threat": [self.norm, self.eps, self.targeted],
                 "attacked": {part: context[part] for part in used},
                 "view": [self.backward, self.votes, self.combine] if "defense" in used else [],
+                # Where another pipeline is judged, no sample stops at its first success.
+                "transferred": scenario.attacked != scenario.judged,
             }
         )
 
@@ -115,6 +118,6 @@ class Cell:
                 "scenario": self.scenario,
                 "model": context["model"],
                 "defense": context["defense"] if with_defense else "",
-                "judge": [self.votes, self.combine, self.judge_draws] if with_defense else [],
+                "judge": [self.judge_draws, *((self.votes, self.combine) if with_defense else ())],
             }
         )

@@ -31,6 +31,7 @@ __all__ = [
     "Resolver",
     "Samples",
     "TensorSamples",
+    "compute_unit",
     "evaluate",
     "execute",
     "expand",
@@ -178,7 +179,8 @@ def execute(
             if on_progress:
                 on_progress(Progress(cell, len(cells), position, done, total, cached))
             if rows is None:
-                rows = _unit(result, subject, samples.read(start, stop), shard, cache, batch_size)
+                batch = samples.read(start, stop)
+                rows = compute_unit(result, subject, batch, shard, cache, batch_size)
             parts.append(rows)
             done += stop - start
             result.seconds += 0.0 if cached else time.perf_counter() - begun
@@ -189,7 +191,7 @@ def execute(
     return results
 
 
-def _unit(
+def compute_unit(
     result: CellResult,
     subject: Subject,
     batch: Batch,
@@ -197,6 +199,16 @@ def _unit(
     cache: Cache,
     batch_size: int,
 ) -> Rows:
+    """Attack and judge one shard of a cell, and keep both in the cache.
+
+    Args:
+        result: The cell and its addresses; the passes are added to it.
+        subject: The cell's objects.
+        batch: The shard's samples.
+        shard: Its number.
+        cache: Examples that are there already are judged, not made again.
+        batch_size: Images per forward pass.
+    """
     found = cache.examples(result.examples, shard)
     if found is None:
         found = attack_shard(result.cell, subject, batch, batch_size)

@@ -74,21 +74,24 @@ class Subject:
         defense: What stands in front of it, or none.
         source: Another model, for transfer.
         versions: Registered versions of the defense's parts, as text.
+        code: Digests of what weights and printed structure do not show (a user's source file), for
+            `"model"` and `"source"`.
     """
 
     model: nn.Module
     defense: Defense | None = None
     source: nn.Module | None = None
     versions: str = ""
+    code: Mapping[str, str] = field(default_factory=dict)
     _prints: dict[str, str] = field(default_factory=dict)
 
     def context(self, cell: Cell, data: str) -> dict[str, str]:
         """Fingerprints for a cell's address; computed once per subject."""
         if not self._prints:
             self._prints = {
-                "model": fingerprint(self.model),
+                "model": fingerprint(self.model) + self.code.get("model", ""),
                 "defense": fingerprint(self.defense) + self.versions,
-                "source": fingerprint(self.source),
+                "source": fingerprint(self.source) + self.code.get("source", ""),
             }
         version = "" if cell.attack == "none" else str(parse_attack(cell.attack).info.version)
         return {**self._prints, "data": data, "attack": version}
@@ -154,7 +157,8 @@ def attack_shard(cell: Cell, subject: Subject, batch: Batch, batch_size: int) ->
         over = distance(found.x_adv, batch.x, cell.norm) > cell.eps
         kept = torch.where(over.view(-1, 1, 1, 1), batch.x, found.x_adv)
         found = replace(found, x_adv=kept)
-    return found
+    # Kept examples come back contiguous, and a convolution's last bit may depend on the layout.
+    return replace(found, x_adv=found.x_adv.contiguous())
 
 
 def judge_shard(
