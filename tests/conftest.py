@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.models import LinearModel, TinyConv
+from tests.tiny import LinearModel, TinyConv
 
+pytest.register_assert_rewrite("tests.contracts")
 torch.set_num_threads(1)
 
 settings.register_profile(
