@@ -6,6 +6,7 @@ was stopped and resumed ends with the weights of an uninterrupted one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 
 from feint.attacks.pgd import pgd
 from feint.core import random
-from feint.core.errors import ConfigError, DataError, ModelError
+from feint.core.checks import check_labels
+from feint.core.errors import ConfigError, DataError, DtypeError, ModelError, ShapeError
 from feint.core.quantise import from_uint8
 from feint.training.augment import crop_and_flip
 from feint.training.recipe import TrainingRecipe
@@ -69,8 +71,13 @@ class _Trainer:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
     epoch: int = 0
+    data: str = ""
+    """SHA-256 of images and labels, so that a checkpoint is not continued on others."""
 
     def __post_init__(self) -> None:
+        digest = hashlib.sha256(self.images.contiguous().numpy().tobytes())
+        digest.update(self.labels.contiguous().numpy().tobytes())
+        self.data = digest.hexdigest()
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.ndim <= 1]
@@ -214,25 +221,35 @@ def fit(
     Args:
         model: Maps images in [0, 1] to logits.
         recipe: What to do; its `start` is the caller's business.
-        images: (N, 3, H, W) uint8.
-        labels: (N,) int64.
+        images: (N, 3, H, W) uint8, on the CPU.
+        labels: (N,) int64, on the CPU.
         folder: Where the checkpoint and the log go after every epoch; a checkpoint found there is
-            resumed if it was made by the same recipe, and refused otherwise.
+            resumed if it was made by the same recipe from the same data, and refused otherwise.
         device: Where to train.
         on_epoch: Called after every epoch.
 
     Raises:
-        ConfigError: The folder holds the checkpoint of another recipe.
-        DataError: The checkpoint is damaged.
+        ShapeError, DtypeError, RangeError: Images or labels of another kind.
+        ConfigError: The folder holds the checkpoint of another recipe or of other data; fewer
+            images than a batch.
+        DataError: The checkpoint is damaged, or the folder cannot be written.
         ModelError: The loss is not finite.
 
     Cost:
         One forward and backward pass per image and epoch; with an adversary of k steps, k + 1
         forward and k backward passes more.
     """
+    if images.dtype != torch.uint8:
+        raise DtypeError(f"images have dtype {images.dtype}; expected uint8")
+    if images.ndim != 4:
+        raise ShapeError(f"images have shape {tuple(images.shape)}; expected (N, 3, H, W)")
+    check_labels(labels, len(images), name="labels")
     trainer = _Trainer(model, recipe, images, labels, torch.device(device))
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot make the folder {folder}: {error.strerror}") from None
         _resume(trainer, folder)
     while trainer.epoch < recipe.epochs:
         start = time.perf_counter()
@@ -255,14 +272,21 @@ def fit(
 
 
 def _checkpoint(trainer: _Trainer, folder: Path, report: EpochReport) -> None:
-    meta = {"recipe": trainer.recipe.model_dump_json(), "epoch": str(trainer.epoch)}
+    meta = {
+        "recipe": trainer.recipe.model_dump_json(),
+        "data": trainer.data,
+        "epoch": str(trainer.epoch),
+    }
     partial = folder / "checkpoint.partial"
-    save_file(trainer.state(), partial, meta)
-    with partial.open("rb") as handle:
-        os.fsync(handle.fileno())
-    partial.replace(folder / "checkpoint.safetensors")
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps(vars(report)) + "\n")
+    try:
+        save_file(trainer.state(), partial, meta)
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        partial.replace(folder / "checkpoint.safetensors")
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(vars(report)) + "\n")
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"cannot write the checkpoint in {folder}: {error}") from None
 
 
 def _resume(trainer: _Trainer, folder: Path) -> None:
@@ -281,15 +305,27 @@ def _resume(trainer: _Trainer, folder: Path) -> None:
         raise ConfigError(
             f"{path} was made by another recipe; give another output folder, or delete it"
         )
-    trainer.load(state, int(meta["epoch"]))
+    if meta.get("data", trainer.data) != trainer.data:
+        raise ConfigError(
+            f"{path} was made from other images or labels; give another output folder, or delete it"
+        )
+    try:
+        trainer.load(state, int(meta["epoch"]))
+    except (KeyError, ValueError, RuntimeError) as error:
+        brief = str(error).partition("\n")[0]
+        raise DataError(
+            f"checkpoint {path} does not fit its recipe ({brief}); delete it to start anew"
+        ) from None
     logger.info("resumed after epoch %d", trainer.epoch)
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
-    """Share of 8-bit images classified as labelled, in float32."""
+    """Share of 8-bit images classified as labelled, in float32, on the model's device."""
     hits = 0
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for start in range(0, len(images), batch_size):
-        x = from_uint8(images[start : start + batch_size])
-        hits += int((model(x).argmax(1) == labels[start : start + batch_size]).sum())
+        x = from_uint8(images[start : start + batch_size].to(device))
+        y = labels[start : start + batch_size].to(device)
+        hits += int((model(x).argmax(1) == y).sum())
     return hits / len(images)

@@ -19,17 +19,18 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Without this, λ = inf would be written as null, which means no ACE at all.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Adversary(_Frozen):
     """The inner attack of adversarial training (Madry et al. 2018): linf PGD, random start."""
 
-    eps: Positive
+    eps: Annotated[float, Field(gt=0, le=1)]
     """Budget in [0, 1] units."""
     steps: Annotated[int, Field(ge=1)]
     """Steps per batch."""
-    step_size: Positive
+    step_size: Annotated[float, Field(gt=0, le=1)]
     """Length of a step in [0, 1] units."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the loss on adversarial images; the rest is on clean ones (S0's code: 0.5)."""
@@ -57,8 +58,8 @@ class TrainingRecipe(_Frozen):
     """Largest learning rate of the one-cycle schedule."""
     rise: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training over which the learning rate rises."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights; 0 for none."""

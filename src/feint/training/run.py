@@ -1,0 +1,155 @@
+"""Train a classifier by a recipe: data in, weights and a card out."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import binomtest
+from torch import nn
+
+import feint.data
+from feint import __version__
+from feint.core.errors import ConfigError
+from feint.data import Dataset
+from feint.models.build import build, initialise
+from feint.models.bundle import bundled_path, save_bundle
+from feint.models.checkpoint import fill, read_safetensors
+from feint.training.fit import EpochReport, accuracy, fit
+from feint.training.recipe import TrainingRecipe, load_recipe
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: str | TrainingRecipe,
+    *,
+    out: str | Path,
+    data: str | None = None,
+    root: str | Path | None = None,
+    download: bool = False,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> dict[str, Any]:
+    """Train a classifier by a recipe, and measure it on the whole test set in float32.
+
+    A run that was stopped continues from its last epoch and ends with the same weights.
+
+    Args:
+        recipe: Name of a recipe in the package, a YAML file, or a recipe.
+        out: Folder for `checkpoint.safetensors`, `log.jsonl`, and in the end `NAME.safetensors`
+            with its card `NAME.json`, which `feint.models.load` reads; NAME is the recipe's.
+        data: Data spec with a training and a test part; by default the recipe's.
+        root: Where CIFAR is; see `feint.data.load`.
+        download: Fetch CIFAR if it is missing.
+        device: Where to train.
+        on_epoch: Called after every epoch.
+
+    Returns:
+        The card: architecture, recipe, data with fingerprints, seed, versions, accuracy (count and
+        95 % Wilson interval), SHA-256 of the weights; and `path`, the weights file.
+
+    Raises:
+        UnknownNameError, ConfigError: A recipe, data or start that cannot be.
+        DataError: Data missing or damaged; a damaged checkpoint; a folder that cannot be written.
+        ModelError: The loss is not finite.
+
+    Cost:
+        That of `feint.training.fit`, and one forward pass per test image.
+
+    References:
+        Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    """
+    plan = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    out = Path(out)
+    spec = plan.data if data is None else data
+    parts = {
+        split: feint.data.load(spec, split=split, root=root, download=download)
+        for split in ("train", "test")
+    }
+    classes = _classes(parts)
+    model = build(plan.architecture, plan.ace, classes)
+    initialise(model, plan.seed)
+    start = _begin_from(model, plan)
+    learned = parts["train"]
+    fit(
+        model,
+        plan,
+        learned.images(),
+        learned.labels,
+        folder=out,
+        device=device,
+        on_epoch=on_epoch,
+    )
+    test = parts["test"]
+    share = accuracy(model, test.images(), test.labels)
+    card = {
+        "name": plan.name,
+        "architecture": plan.architecture,
+        "ace": _finite(plan.ace),
+        "classes": classes,
+        "input_size": list(learned.shape[1:]),
+        "accuracy": {"clean": _rate(round(share * len(test)), len(test))},
+        "data": {
+            "spec": spec,
+            **{k: {"images": len(v), "fingerprint": v.fingerprint} for k, v in parts.items()},
+        },
+        "recipe": {**plan.model_dump(mode="json"), "ace": _finite(plan.ace)},
+        "start": start,
+        "seed": plan.seed,
+        "versions": {
+            "feint": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "numpy")},
+        },
+        "device": str(torch.device(device)),
+    }
+    path = out / f"{plan.name}.safetensors"
+    return {**save_bundle(model, path, card), "path": str(path)}
+
+
+def _classes(parts: dict[str, Dataset]) -> int:
+    known = parts["train"].classes
+    if known is not None:
+        return len(known)
+    return max(2, 1 + max(int(part.labels.max()) for part in parts.values()))
+
+
+def _begin_from(model: nn.Module, plan: TrainingRecipe) -> dict[str, str] | None:
+    """Fill the model with the weights that the recipe starts from; what they were."""
+    if plan.start is None:
+        return None
+    scheme, colon, name = plan.start.partition(":")
+    if colon and scheme == "bundled":
+        path = bundled_path(name)
+    elif plan.start.endswith(".safetensors"):
+        path = Path(plan.start)
+    else:
+        raise ConfigError(
+            f"recipe {plan.name}: start is {plan.start!r}; expected bundled:NAME or "
+            "NAME.safetensors"
+        )
+    state, _ = read_safetensors(path)
+    fill(model, state, plan.start, f"the recipe's {plan.architecture}, ace={plan.ace}")
+    return {"spec": plan.start, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def _finite(lam: float | None) -> float | str | None:
+    """λ for JSON, which has no infinity."""
+    return "inf" if lam == float("inf") else lam
+
+
+def _rate(hits: int, count: int) -> dict[str, float | int]:
+    interval = binomtest(hits, count).proportion_ci(0.95, "wilson")
+    return {
+        "value": hits / count,
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "hits": hits,
+        "n": count,
+    }
