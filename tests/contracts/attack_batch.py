@@ -36,7 +36,8 @@ class BatchContract(AttackHarness):
         share=st.floats(0, 1),
         seed=st.integers(-(2**40), 2**70),
         double=st.booleans(),
-        binary=st.booleans(),
+        kind=st.sampled_from(["any", "inner", "binary"]),
+        never=st.booleans(),
     )
     def test_stays_in_the_box_and_the_ball(
         self,
@@ -48,19 +49,21 @@ class BatchContract(AttackHarness):
         share: float,
         seed: int,
         double: bool,
-        binary: bool,
+        kind: str,
+        never: bool,
     ) -> None:
         # Oracle: property. Any shape, budget, batch size; measured in float64, without tolerance.
         shape, dtype = (channels, height, width), (torch.float32, torch.float64)[double]
         x = images(batch, shape, seed).to(dtype)
-        x = x.round() if binary else x
+        x = {"any": x, "inner": 0.25 + x / 2, "binary": x.round()}[kind]
         before = x.clone()
         most = {"linf": 1.0, "l2": x[:1].numel() ** 0.5, "l1": float(x[:1].numel())}
         eps = share**3 * most.get(norm, 1.0)
         y = random.integers(random.keys(seed, batch), 0, 5)
         model = LinearModel(shape=shape, dtype=dtype)
         budget = self.knobs(eps=eps)
-        x_adv = self.run(model, x, y, norm, seed=seed, **budget)
+        stop = self.knobs(stop="never" if never else None)
+        x_adv = self.run(model, x, y, norm, seed=seed, **budget, **stop)
         assert x_adv.shape == x.shape
         assert x_adv.dtype == x.dtype
         assert x_adv.device == x.device

@@ -82,10 +82,12 @@ class StepsContract(AttackHarness):
             for i, h, value, point in zip(active.tolist(), hit, loss, points, strict=True):
                 found[i].append((bool(h), float(value), point))
 
-        for share in (0.05, 1.0):
+        # A small budget, the usual one, and steps so long that later points are worse ones.
+        for share, wide in ((0.05, {}), (1.0, {}), (1.0, self.knobs(step_size=2 * EPS[norm] / 3))):
             for points in found.values():
                 points.clear()
-            x_adv = self.run(model, x, y, norm, eps=EPS[norm] * share, stop="never", trace=trace)
+            eps = EPS[norm] * share
+            x_adv = self.run(model, x, y, norm, eps=eps, stop="never", trace=trace, **wide)
             for i, points in found.items():
                 best = max(reversed(points), key=lambda p: p[:2])
                 assert torch.equal(x_adv[i], best[2])

@@ -92,7 +92,7 @@ def project(delta: Tensor, norm: str, eps: float | Tensor) -> Tensor:
     radius = radius.reshape(-1, 1).expand(len(flat), 1)
     magnitude = flat.abs()
     ordered = magnitude.sort(1, descending=True).values
-    # Running sums of thousands of float32 values would lose four digits.
+    # In float64: a float32 threshold of thousands of values misses the radius by a millionth.
     excess = ordered.cumsum(1, dtype=torch.float64) - radius
     count = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=torch.float64)
     active = (ordered * count > excess).sum(1, keepdim=True).clamp_min(1)
