@@ -20,6 +20,8 @@ from feint.data.sources import ArraySource, Source
 
 __all__ = ["Batch", "Dataset"]
 
+_CHUNK = 64  # images hashed at a time
+
 
 class Batch(NamedTuple):
     """Some samples of a dataset."""
@@ -104,8 +106,9 @@ class Dataset:
         digest = hashlib.sha256(json.dumps(head).encode())
         columns = [self.index, self.labels] + ([] if self.targets is None else [self.targets])
         digest.update(torch.stack(columns, 1).numpy().astype("<i8").tobytes())
-        for place in range(len(self)):
-            digest.update(self._image(place).contiguous().numpy().tobytes())
+        for start in range(0, len(self), _CHUNK):
+            part = self._many(range(start, min(start + _CHUNK, len(self))))
+            digest.update(part.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def where(self, place: int) -> str:
@@ -114,11 +117,7 @@ class Dataset:
 
     def images(self) -> Tensor:
         """All images at once, uint8 (N, 3, H, W): for training, or if they fit in memory."""
-        if isinstance(self.source, ArraySource) and self.resize is None:
-            if self.positions == tuple(range(len(self.source.pixels))):
-                return self.source.pixels
-            return self.source.pixels[torch.tensor(self.positions)]
-        return torch.stack([self._image(place) for place in range(len(self))])
+        return self._many(range(len(self)))
 
     def batches(self, size: int) -> Iterator[Batch]:
         """The samples in order, `size` at a time; the last batch may be smaller.
@@ -133,7 +132,7 @@ class Dataset:
             places = range(start, min(start + size, len(self)))
             part = slice(start, places.stop)
             yield Batch(
-                from_uint8(torch.stack([self._image(place) for place in places])),
+                from_uint8(self._many(places)),
                 self.labels[part],
                 None if self.targets is None else self.targets[part],
                 self.index[part],
@@ -182,6 +181,11 @@ class Dataset:
                     f"{count - 1}, for {count} classes ({len(wrong)} such samples); give a model "
                     "for these classes, or correct the labels"
                 )
+
+    def _many(self, places: range) -> Tensor:
+        if isinstance(self.source, ArraySource) and self.resize is None:
+            return self.source.pixels[torch.tensor(self.positions[places.start : places.stop])]
+        return torch.stack([self._image(place) for place in places])
 
     def _image(self, place: int) -> Tensor:
         position = self.positions[place]

@@ -96,10 +96,14 @@ def train(
         "input_size": list(learned.shape[1:]),
         "accuracy": {"clean": _rate(round(share * len(test)), len(test))},
         "data": {
-            "spec": spec,
+            "spec": _name(spec),
             **{k: {"images": len(v), "fingerprint": v.fingerprint} for k, v in parts.items()},
         },
-        "recipe": {**plan.model_dump(mode="json"), "ace": _finite(plan.ace)},
+        "recipe": {
+            **plan.model_dump(mode="json"),
+            "ace": _finite(plan.ace),
+            "start": None if plan.start is None else _name(plan.start),
+        },
         "start": start,
         "seed": plan.seed,
         "versions": {
@@ -136,7 +140,12 @@ def _begin_from(model: nn.Module, plan: TrainingRecipe) -> dict[str, str] | None
         )
     state, _ = read_safetensors(path)
     fill(model, state, plan.start, f"the recipe's {plan.architecture}, ace={plan.ace}")
-    return {"spec": plan.start, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"spec": _name(plan.start), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def _name(spec: str) -> str:
+    """A spec without the folders of this machine."""
+    return spec if spec.startswith("bundled:") else Path(spec).name
 
 
 def _finite(lam: float | None) -> float | str | None:
