@@ -1,10 +1,12 @@
 """Evaluation: pipelines, scenarios, the loop, the judge, metrics, and checks of itself."""
 
 from feint.evaluation.cell import Cell
+from feint.evaluation.curves import curve, curve_from_distances, security_curve
 from feint.evaluation.evaluate import Evaluation, evaluate, execute, expand, finish
 from feint.evaluation.findings import Finding
 from feint.evaluation.judge import Judgement, judge
 from feint.evaluation.metrics import Rate, rate
+from feint.evaluation.papers import paper_metrics, summary
 from feint.evaluation.pipeline import Pipeline
 from feint.evaluation.results import CellResult
 from feint.evaluation.scenarios import SCENARIOS, Scenario
@@ -24,10 +26,15 @@ __all__ = [
     "Scenario",
     "Subject",
     "Verdict",
+    "curve",
+    "curve_from_distances",
     "evaluate",
     "execute",
     "expand",
     "finish",
     "judge",
+    "paper_metrics",
     "rate",
+    "security_curve",
+    "summary",
 ]

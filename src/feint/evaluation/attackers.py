@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +11,13 @@ from torch import Tensor, nn
 
 import feint.attacks  # noqa: F401  (registers every attack)
 from feint.core import random, spec
-from feint.core.errors import ConfigError, RangeError, UnknownNameError
-from feint.core.gradients import GradientEstimator, backprop, call, eot, is_stochastic, nes, spsa
+from feint.core.errors import ConfigError, ModelError, RangeError, UnknownNameError
+from feint.core.gradients import GradientEstimator, backprop, eot, is_stochastic, nes, spsa
 from feint.core.registry import ATTACKS, AttackInfo
+from feint.defenses.base import View
+from feint.evaluation.recorder import Recorder, counted
 
-__all__ = ["ESTIMATORS", "Attacker", "Recorder", "parse_attack"]
+__all__ = ["EOT_DRAWS", "ESTIMATORS", "Attacked", "Attacker", "ParsedAttack", "parse_attack"]
 
 ESTIMATORS: dict[str, Callable[..., GradientEstimator]] = {"eot": eot, "spsa": spsa, "nes": nes}
 EOT_DRAWS = 8
@@ -33,12 +34,22 @@ class ParsedAttack:
 
     def effective(self, key: str) -> Any:
         """Value of a keyword: as typed, from the preset, or the signature's default."""
-        if key in self.kwargs:
-            return self.kwargs[key]
-        preset = self.kwargs.get("preset")
-        if preset is not None and key in self.info.presets.get(str(preset), {}):
-            return self.info.presets[str(preset)][key]
-        return self.info.parameters[key].default
+        return self._preset[key] if key in self._preset else self.info.parameters[key].default
+
+    def fixes(self, key: str) -> bool:
+        """Whether the text or its preset decides the keyword."""
+        return key in self._preset
+
+    @property
+    def _preset(self) -> Mapping[str, Any]:
+        name = self.kwargs.get("preset")
+        return {**self.info.presets.get(str(name), {}), **self.kwargs}
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it differentiates what it attacks; estimators from scores do not."""
+        estimator = self.effective("gradient") if "gradient" in self.info.parameters else None
+        return self.info.knowledge == "gradient" and not getattr(estimator, "scores_only", False)
 
 
 def parse_attack(text: str) -> ParsedAttack:
@@ -54,103 +65,36 @@ def parse_attack(text: str) -> ParsedAttack:
     info = ATTACKS[typed.name]
     if typed.args:
         raise ConfigError(f"attack {text!r}: write its settings as keywords, such as steps=40")
+    info.check(typed.keywords)
     kwargs = {key: _value(key, value) for key, value in typed.kwargs}
-    info.check(kwargs)
+    preset = kwargs.get("preset")
+    if preset is not None and preset not in info.presets:
+        raise UnknownNameError(f"preset of {info.name}", str(preset), info.presets)
     return ParsedAttack(info, kwargs, str(typed))
 
 
 def _value(key: str, value: object) -> object:
-    if key != "gradient":
-        return value
+    if key == "gradient":
+        return None if value is None else _estimator(value)
+    if isinstance(value, spec.Call):
+        raise ConfigError(f"{key}={value}: expected a number or text; quote text: {key}='…'")
+    return value
+
+
+def _estimator(value: object) -> GradientEstimator:
+    """An estimator by name, such as `eot(30)` or `eot(8, base=spsa(32))`."""
     name = value.name if isinstance(value, spec.Call) else value
     if name == "backprop":
         return backprop
     if not isinstance(name, str) or name not in ESTIMATORS:
         raise UnknownNameError("gradient estimator", str(name), [*ESTIMATORS, "backprop"])
     typed = value if isinstance(value, spec.Call) else spec.Call(name)
+    args = [_estimator(v) if isinstance(v, spec.Call) else v for v in typed.args]
+    named = {k: _estimator(v) if isinstance(v, spec.Call) else v for k, v in typed.kwargs}
     try:
-        return ESTIMATORS[name](*typed.args, **typed.keywords)
+        return ESTIMATORS[name](*args, **named)
     except TypeError as error:
         raise ConfigError(f"gradient={value}: {error}") from None
-
-
-@dataclass
-class Recorder:
-    """A trace that remembers, per sample, the first success and how the loss went.
-
-    Nothing is read back from the device before `summary`.
-    """
-
-    y: Tensor
-    targeted: bool
-    steps: list[int] = field(default_factory=list)
-    hits: list[Tensor] = field(default_factory=list)
-    losses: list[Tensor] = field(default_factory=list)
-    active: list[Tensor] = field(default_factory=list)
-
-    def __call__(
-        self, step: int, x_adv: Tensor, logits: Tensor, loss: Tensor, active: Tensor
-    ) -> None:
-        """The trace callback."""
-        wide = logits if logits.ndim == 3 else logits[:, None]
-        equal = wide.argmax(-1) == self.y[active][:, None]
-        self.steps.append(step)
-        self.hits.append((equal if self.targeted else ~equal).any(1))
-        self.losses.append(loss.detach().float())
-        self.active.append(active)
-
-    def summary(self) -> dict[str, Tensor]:
-        """Per sample: `first_hit` (step of the first adversarial draw, −1 if none) and `late_gain`.
-
-        `late_gain` is the share of the total rise of the running best loss that came in the last
-        tenth of the steps taken (at least one step, at most ten): an attack that was still climbing
-        has a large one.
-        """
-        n = len(self.y)
-        first = torch.full((n,), -1, dtype=torch.int64)
-        gain = torch.zeros(n, dtype=torch.float64)
-        if not self.steps:
-            return {"first_hit": first, "late_gain": gain}
-        length = max(self.steps) + 1
-        best = torch.full((length, n), -math.inf)
-        for step, hit, loss, active in zip(
-            self.steps, self.hits, self.losses, self.active, strict=True
-        ):
-            rows = active.cpu()
-            best[step].scatter_reduce_(0, rows, loss.cpu(), "amax")
-            new = rows[hit.cpu()]
-            new = new[first[new] < 0]
-            first[new] = step
-        running = best.cummax(0).values
-        last = running[-1]
-        span = last - running[0]
-        window = max(1, min(10, (length - 1) // 10))
-        before = running[max(0, length - 1 - window)]
-        rising = span > 0
-        gain[rising] = ((last - before) / span.clamp_min(1e-30)).double()[rising]
-        return {"first_hit": first, "late_gain": gain.clamp(0, 1)}
-
-
-class _Counted(nn.Module):
-    """Counts images that pass forward and backward through a model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.forwards, self.backwards = model, 0, 0
-
-    @property
-    def stochastic(self) -> bool:
-        return is_stochastic(self.model)
-
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        self.forwards += len(x)
-        logits = call(self.model, x, keys)
-        if logits.requires_grad:
-            logits.register_hook(self._passed_back)
-        return logits
-
-    def _passed_back(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
 
 
 @dataclass(frozen=True)
@@ -178,8 +122,9 @@ class Attacker:
             its first success, and the point of highest loss counts.
 
     Raises:
-        ConfigError: If the attack does not support the norm, wants another norm or a larger budget
-            than the threat model, or would ignore that the view is random.
+        ConfigError: If the attack does not support the norm, wants another norm or goal than the
+            threat model, or would ignore that the view is random or not differentiable.
+        RangeError: If the attack's own budget exceeds the threat model's.
     """
 
     attack: ParsedAttack
@@ -190,52 +135,80 @@ class Attacker:
     transferred: bool = False
 
     def __post_init__(self) -> None:
-        info, own = self.attack.info, self.attack.effective
+        attack, info, own = self.attack, self.attack.info, self.attack.effective
         if self.norm not in info.norms:
             raise ConfigError(
                 f"attack {info.name!r} has no norm {self.norm!r}; it has {', '.join(info.norms)}"
             )
-        typed_norm = own("norm") if self._fixes("norm") else self.norm
+        typed_norm = own("norm") if attack.fixes("norm") else self.norm
         if typed_norm != self.norm:
             raise ConfigError(
-                f"attack {self.attack.text!r} uses norm {typed_norm!r}, the threat model "
+                f"attack {attack.text!r} uses norm {typed_norm!r}, the threat model "
                 f"{self.norm!r}; give --norm {typed_norm}"
             )
-        if self._fixes("eps") and own("eps") is not None and own("eps") > self.eps * (1 + 1e-9):
+        budget = own("eps") if attack.fixes("eps") else None
+        if budget is not None and not isinstance(budget, (int, float)):
+            raise ConfigError(f"attack {attack.text!r} has eps {budget!r}; expected a number")
+        if budget is not None and budget > self.eps * (1 + 1e-9):
             raise RangeError(
-                f"attack {self.attack.text!r} has eps {own('eps'):g}, more than the threat model's "
+                f"attack {attack.text!r} has eps {budget:g}, more than the threat model's "
                 f"{self.eps:g}; raise --eps or lower the attack's"
             )
+        self._refuse_other_goal()
+        if attack.needs_gradient:
+            self._refuse_opaque()
         if is_stochastic(self.view) and info.knowledge == "gradient":
             self._refuse_single_draws()
 
-    def _fixes(self, key: str) -> bool:
-        preset = self.attack.info.presets.get(str(self.attack.kwargs.get("preset")), {})
-        return key in self.attack.kwargs or key in preset
+    def _refuse_other_goal(self) -> None:
+        attack = self.attack
+        if "targeted" not in attack.info.parameters:
+            if self.targeted:
+                raise ConfigError(f"attack {attack.info.name!r} has no targeted form")
+        elif attack.fixes("targeted") and bool(attack.effective("targeted")) != self.targeted:
+            mine, its = ("targeted", "untargeted") if self.targeted else ("untargeted", "targeted")
+            raise ConfigError(
+                f"attack {attack.text!r} is {its}, the threat model {mine}; "
+                + ("leave its keyword out" if self.targeted else "give targets, or targeted=False")
+            )
+
+    def _refuse_opaque(self) -> None:
+        name = _opaque(self.view)
+        if name is not None:
+            raise ConfigError(
+                f"attack {self.attack.text!r} would differentiate through {name}, which declares "
+                "that its derivative is of no use; attack a view with a backward rule "
+                "(Pipeline.view), or use gradient=spsa(64) or an attack on scores"
+            )
 
     def _refuse_single_draws(self) -> None:
-        given = self.attack.kwargs.get("gradient")
-        if given is backprop:
+        attack = self.attack
+        if "gradient" not in attack.info.parameters:
             raise ConfigError(
-                f"attack {self.attack.text!r} follows one draw of a random pipeline; use "
+                f"attack {attack.text!r} follows one draw of a random pipeline and has no keyword "
+                f"'gradient' to average; use one that has, such as pgd(gradient=eot({EOT_DRAWS}))"
+            )
+        if attack.kwargs.get("gradient") is backprop:
+            raise ConfigError(
+                f"attack {attack.text!r} follows one draw of a random pipeline; use "
                 f"gradient=eot({EOT_DRAWS}), or leave the keyword out"
             )
 
     def settings(self) -> dict[str, Any]:
         """The keywords that the attack is called with, but for data, seed and trace."""
-        parameters = self.attack.info.parameters
+        parameters, fixes = self.attack.info.parameters, self.attack.fixes
         out: dict[str, Any] = dict(self.attack.kwargs)
-        if "norm" in parameters and not self._fixes("norm"):
+        if "norm" in parameters and not fixes("norm"):
             out["norm"] = self.norm
-        if "eps" in parameters and not self._fixes("eps"):
+        if "eps" in parameters and not (fixes("eps") and self.attack.effective("eps") is not None):
             out["eps"] = self.eps
         if "targeted" in parameters:
             out["targeted"] = self.targeted
-        elif self.targeted:
-            raise ConfigError(f"attack {self.attack.info.name!r} has no targeted form")
-        if "gradient" in parameters and "gradient" not in out and is_stochastic(self.view):
-            out["gradient"] = eot(EOT_DRAWS)
-        if "stop" in parameters and not self._fixes("stop") and self.transferred:
+        if "gradient" in parameters and out.get("gradient") is None:
+            out.pop("gradient", None)
+            if is_stochastic(self.view):
+                out["gradient"] = eot(EOT_DRAWS)
+        if "stop" in parameters and not fixes("stop") and self.transferred:
             out["stop"] = "never"
         return out
 
@@ -247,22 +220,50 @@ class Attacker:
             y: (N,) labels or targets.
             keys: (N,) keys of the samples.
             batch_size: Images per call.
+
+        Raises:
+            ModelError: If the attack returned NaN, or other than one image for each.
         """
-        counted = _Counted(self.view).train(self.view.training)
         settings, parts, notes = self.settings(), [], []
-        attack_keys = random.fold(keys, "attack")
-        for start in range(0, len(x), batch_size):
-            pick = slice(start, start + batch_size)
-            recorder = Recorder(y[pick], self.targeted)
-            extra: dict[str, Any] = {"seed": attack_keys[pick]}
-            if "trace" in self.attack.info.parameters and settings.get("trace") is None:
-                extra["trace"] = recorder
-            parts.append(self.attack.info.component(counted, x[pick], y[pick], **settings, **extra))
-            notes.append(recorder.summary())
+        attack_keys = random.fold(keys.to(x.device), "attack")
+        with counted(self.view) as passes:
+            for start in range(0, len(x), batch_size):
+                pick = slice(start, start + batch_size)
+                recorder = Recorder(y[pick], self.targeted)
+                extra: dict[str, Any] = {"seed": attack_keys[pick]}
+                if "trace" in self.attack.info.parameters:
+                    extra["trace"] = recorder
+                found = self.attack.info.component(self.view, x[pick], y[pick], **settings, **extra)
+                parts.append(self._whole(found, x[pick]))
+                notes.append(recorder.summary())
+        empty = Recorder(y[:0], self.targeted).summary()
         return Attacked(
             torch.cat(parts) if parts else x.clone(),
-            counted.forwards,
-            counted.backwards,
-            torch.cat([n["first_hit"] for n in notes]),
-            torch.cat([n["late_gain"] for n in notes]),
+            passes.forwards,
+            passes.backwards,
+            torch.cat([empty["first_hit"], *(n["first_hit"] for n in notes)]),
+            torch.cat([empty["late_gain"], *(n["late_gain"] for n in notes)]),
         )
+
+    def _whole(self, found: Tensor, x: Tensor) -> Tensor:
+        if found.shape != x.shape or found.dtype != x.dtype:
+            raise ModelError(
+                f"attack {self.attack.text!r} returned {found.dtype} {tuple(found.shape)}; "
+                f"expected {x.dtype} {tuple(x.shape)}"
+            )
+        if bool(found.isnan().any()):
+            raise ModelError(f"attack {self.attack.text!r} returned NaN")
+        return found
+
+
+def _opaque(module: nn.Module, name: str = "") -> str | None:
+    """The first part that declares itself not differentiable and stands behind no view."""
+    if isinstance(module, View):
+        return None
+    if not getattr(module, "differentiable", True):
+        return f"{name!r} ({type(module).__name__})" if name else type(module).__name__
+    for key, part in module.named_children():
+        found = _opaque(part, f"{name}.{key}" if name else key)
+        if found is not None:
+            return found
+    return None

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
+from feint.core import spec as specs
 from feint.core.errors import ConfigError, RangeError
 from feint.core.norms import check_norm
+from feint.evaluation.fingerprint import digest, fingerprint
 from feint.evaluation.scenarios import get_scenario
 
 __all__ = ["Cell", "digest", "fingerprint"]
 
 SCHEMA = 1
 """Raise with any change of what the columns of a shard mean."""
-
-
-def digest(value: object) -> str:
-    """Twenty hex digits of the SHA-256 of canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def fingerprint(module: nn.Module | None) -> str:
-    """Digest of a module's structure, parameters and buffers (those that are not saved, too)."""
-    if module is None:
-        return ""
-    sha = hashlib.sha256(repr(module).encode())
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name in sorted(named):
-        raw = named[name].detach().cpu().contiguous()
-        sha.update(f"{name}{raw.dtype}{tuple(raw.shape)}".encode())
-        sha.update(raw.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:20]
 
 
 @dataclass(frozen=True)
@@ -64,8 +43,14 @@ class Cell:
     def __post_init__(self) -> None:
         scenario = get_scenario(self.scenario)
         check_norm(self.norm)
-        if not self.eps >= 0:
-            raise RangeError(f"eps is {self.eps}; expected a number ≥ 0")
+        # 1 and 1.0, or a number of numpy's, are the same cell.
+        object.__setattr__(self, "eps", float(self.eps))
+        if not 0 <= self.eps < math.inf:
+            raise RangeError(f"eps is {self.eps}; expected a finite number ≥ 0")
+        for name, least in (("votes", 1), ("judge_draws", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise RangeError(f"{name} is {value!r}; expected a whole number ≥ {least}")
         if (self.attack == "none") != (scenario.attacked == "nothing"):
             raise ConfigError(
                 f"scenario {self.scenario!r} with attack {self.attack!r}: 'none' goes with 'none'"
@@ -99,8 +84,9 @@ class Cell:
                 "schema": SCHEMA,
                 "data": context["data"],
                 "seed": self.seed,
-                "attack": [self.attack, context["attack"]],
-                "threat": [self.norm, self.eps, self.targeted],
+                "attack": [str(specs.parse(self.attack)), context["attack"]],
+                # Without an attacker nothing but the target matters of the threat.
+                "threat": [self.norm, self.eps, self.targeted] if used else [self.targeted],
                 "attacked": {part: context[part] for part in used},
                 "view": [self.backward, self.votes, self.combine] if "defense" in used else [],
                 # Where another pipeline is judged, no sample stops at its first success.

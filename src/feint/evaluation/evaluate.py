@@ -1,32 +1,36 @@
-"""The evaluation loop: cells × shards, each unit computed once, in memory or on disk."""
+"""From a model, a defense and attackers to cells, findings and a verdict."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from feint.core.checks import check_images, check_labels
-from feint.core.errors import ConfigError
+from feint.core import spec
+from feint.core.checks import check_eps, check_images, check_labels
+from feint.core.errors import ConfigError, DeviceError, RangeError
+from feint.core.norms import check_norm
 from feint.defenses.base import Defense
 from feint.evaluation import health
-from feint.evaluation.attackers import Attacked
-from feint.evaluation.cell import Cell, digest
+from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding
+from feint.evaluation.loop import OnProgress, Progress, Resolver, compute_unit, execute
 from feint.evaluation.pipeline import Combine
 from feint.evaluation.results import CellResult
-from feint.evaluation.shard import Batch, Rows, Subject, attack_shard, judge_shard
+from feint.evaluation.samples import Cache, Memory, Samples, TensorSamples
+from feint.evaluation.scenarios import get_scenario
+from feint.evaluation.shard import Batch, Subject
 from feint.evaluation.verdict import Verdict, conclude
+from feint.models import check_model
 
 __all__ = [
     "Cache",
     "Evaluation",
     "Memory",
+    "OnProgress",
     "Progress",
     "Resolver",
     "Samples",
@@ -37,187 +41,6 @@ __all__ = [
     "expand",
     "finish",
 ]
-
-
-class Samples(Protocol):
-    """Where samples come from: anything with a length, a content address, and reading by range."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Content address of the selected samples, in order."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> Batch:
-        """Samples `start … stop−1` of the selection."""
-        ...
-
-
-@dataclass(frozen=True)
-class TensorSamples:
-    """Samples held in memory."""
-
-    batch: Batch
-    fingerprint: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.fingerprint:
-            sums = [float(self.batch.x.double().sum()), *self.batch.y.tolist()]
-            object.__setattr__(
-                self, "fingerprint", digest([sums, self.batch.index.tolist(), len(self.batch)])
-            )
-
-    def __len__(self) -> int:
-        return len(self.batch)
-
-    def read(self, start: int, stop: int) -> Batch:
-        """A slice."""
-        b = self.batch
-        target = None if b.target is None else b.target[start:stop]
-        return Batch(b.x[start:stop], b.y[start:stop], b.index[start:stop], target)
-
-
-class Cache(Protocol):
-    """Where units are kept; `store` has one on disk."""
-
-    def examples(self, key: str, shard: int) -> Attacked | None:
-        """Adversarial examples of a unit, if they are there and whole."""
-        ...
-
-    def keep_examples(self, key: str, shard: int, found: Attacked) -> None:
-        """Keep them."""
-        ...
-
-    def rows(self, key: str, shard: int) -> Rows | None:
-        """Judged rows of a unit, if they are there and whole."""
-        ...
-
-    def keep_rows(self, key: str, shard: int, rows: Rows) -> None:
-        """Keep them."""
-        ...
-
-
-@dataclass
-class Memory:
-    """A cache that lives as long as the process."""
-
-    _examples: dict[tuple[str, int], Attacked] = field(default_factory=dict)
-    _rows: dict[tuple[str, int], Rows] = field(default_factory=dict)
-
-    def examples(self, key: str, shard: int) -> Attacked | None:
-        """See `Cache`."""
-        return self._examples.get((key, shard))
-
-    def keep_examples(self, key: str, shard: int, found: Attacked) -> None:
-        """See `Cache`."""
-        self._examples[key, shard] = found
-
-    def rows(self, key: str, shard: int) -> Rows | None:
-        """See `Cache`."""
-        return self._rows.get((key, shard))
-
-    def keep_rows(self, key: str, shard: int, rows: Rows) -> None:
-        """See `Cache`."""
-        self._rows[key, shard] = rows
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; given to the callback before and after every unit."""
-
-    cell: Cell
-    cells: int
-    position: int
-    done: int
-    total: int
-    """Samples done and in all, over every cell."""
-    cached: bool
-
-
-Resolver = Callable[[Cell], Subject]
-OnProgress = Callable[[Progress], None]
-
-
-def execute(
-    cells: Sequence[Cell],
-    resolve: Resolver,
-    samples: Samples,
-    *,
-    cache: Cache,
-    shard_size: int = 100,
-    batch_size: int = 128,
-    on_progress: OnProgress | None = None,
-) -> list[CellResult]:
-    """Compute every unit that the cache does not hold, in order.
-
-    Args:
-        cells: What to compute.
-        resolve: Gives a cell's objects.
-        samples: The data.
-        cache: Finished units; examples are shared by cells that differ only in their judge.
-        shard_size: Samples per unit. A unit is what a killed run loses.
-        batch_size: Images per forward pass.
-        on_progress: Called around every unit.
-    """
-    if len(samples) == 0:
-        raise ConfigError("there are no samples to evaluate")
-    starts = range(0, len(samples), shard_size)
-    total, done, results = len(samples) * len(cells), 0, []
-    for position, cell in enumerate(cells):
-        subject = resolve(cell)
-        if cell.attack != "none":
-            subject.attacker(cell).settings()  # refuse what does not fit before any work
-        context = subject.context(cell, samples.fingerprint)
-        result = CellResult(cell, cell.key(context), {}, cell.attack_key(context))
-        parts = []
-        for shard, start in enumerate(starts):
-            begun = time.perf_counter()
-            stop = min(start + shard_size, len(samples))
-            rows = cache.rows(result.key, shard)
-            cached = rows is not None
-            if on_progress:
-                on_progress(Progress(cell, len(cells), position, done, total, cached))
-            if rows is None:
-                batch = samples.read(start, stop)
-                rows = compute_unit(result, subject, batch, shard, cache, batch_size)
-            parts.append(rows)
-            done += stop - start
-            result.seconds += 0.0 if cached else time.perf_counter() - begun
-            if on_progress:
-                on_progress(Progress(cell, len(cells), position, done, total, cached))
-        result.rows = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        results.append(result)
-    return results
-
-
-def compute_unit(
-    result: CellResult,
-    subject: Subject,
-    batch: Batch,
-    shard: int,
-    cache: Cache,
-    batch_size: int,
-) -> Rows:
-    """Attack and judge one shard of a cell, and keep both in the cache.
-
-    Args:
-        result: The cell and its addresses; the passes are added to it.
-        subject: The cell's objects.
-        batch: The shard's samples.
-        shard: Its number.
-        cache: Examples that are there already are judged, not made again.
-        batch_size: Images per forward pass.
-    """
-    found = cache.examples(result.examples, shard)
-    if found is None:
-        found = attack_shard(result.cell, subject, batch, batch_size)
-        cache.keep_examples(result.examples, shard, found)
-    result.forwards += found.forwards
-    result.backwards += found.backwards
-    rows = judge_shard(result.cell, subject, batch, found, batch_size)
-    cache.keep_rows(result.key, shard, rows)
-    return rows
 
 
 def expand(
@@ -233,13 +56,16 @@ def expand(
     Args:
         base: Model, defense, threat, judge and seed; its scenario and attack do not count.
         attacks: Attack expressions.
-        scenarios: Scenario names; `"none"` is always there.
+        scenarios: Scenario names; `"none"` is always there. Without a defense `"gray-box"` and
+            `"removal"` say what `"white-box"` says, and are left out.
         source: Spec of the model that `"transfer"` attacks.
         undefended: Also attack and judge the bare model, which says what the attacks are worth.
     """
-    attacks = list(attacks)
+    attacks, scenarios = list(attacks), list(scenarios)
+    for scenario in scenarios:
+        get_scenario(scenario)
     clean = replace(base, scenario="none", attack="none", source="")
-    bare = replace(clean, defense="none", votes=1)
+    bare = replace(clean, defense="none", votes=1, backward="default")
     cells = [clean]
     if undefended and base.defense != "none":
         cells = [bare, *(replace(bare, scenario="white-box", attack=a) for a in attacks), clean]
@@ -314,12 +140,14 @@ def evaluate(
         x: Images, (N, C, H, W), in [0, 1].
         y: True labels, (N,).
         defense: What stands in front of the model, or none.
-        attacks: Attack expressions, such as `"pgd(steps=100)"`.
-        scenarios: Names of `feint.evaluation.SCENARIOS`.
+        attacks: Attack expressions, such as `"pgd(steps=100)"`; one text may hold several,
+            separated by commas.
+        scenarios: Names of `feint.evaluation.SCENARIOS`, or one text of them.
         norm: The threat model's norm.
         eps: The threat model's budget, in image units.
-        target: Targets, (N,), for a targeted threat.
-        index: Indices of the samples in their data set, which key every draw; by default 0 … N−1.
+        target: Targets, (N,), for a targeted threat: none is the true label.
+        index: Indices of the samples in their data set, (N,), all different, which key every draw;
+            by default 0 … N−1.
         source: Another model, for `"transfer"`.
         backward: Backward rule for the defense; by default its own choice.
         votes: Draws per prediction of the deployed pipeline.
@@ -334,23 +162,25 @@ def evaluate(
         Cells with per-sample rows, findings and the verdict.
 
     Raises:
-        ConfigError, RangeError, ShapeError, DtypeError: On bad arguments.
+        ConfigError, RangeError, ShapeError, DtypeError, DeviceError: On bad arguments.
+        ModelError: If a model is in training mode, fails on these images, or gives anything but
+            finite logits (N, K).
         GradientError: If a gradient attack gets no gradient from its view.
 
     Cost: For every cell, the attack's passes, and `judge_draws` forward passes per image.
 
     Example:
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
         >>> x, y = torch.rand(8, 3, 2, 2), torch.zeros(8, dtype=torch.int64)
         >>> result = evaluate(model, x, y, attacks=["pgd(steps=5)"], eps=0.5)
         >>> [c.cell.scenario for c in result.results]
         ['none', 'white-box']
     """
     begun = time.perf_counter()
-    check_images(x)
-    check_labels(y, len(x))
-    index = torch.arange(len(x)) if index is None else index
+    _check(model, x, y, target, defense, source, norm, eps)
+    index = torch.arange(len(x), device=x.device) if index is None else index
     samples = TensorSamples(Batch(x, y, index, target))
+    origin = "" if source is None else type(source).__name__
     base = Cell(
         "none",
         model=type(model).__name__,
@@ -365,6 +195,9 @@ def evaluate(
         seed=seed,
     )
     model, noted = health.declare(model, x[:8])
+    if source is not None:
+        source, more = health.declare(source, x[:8])
+        noted = [*noted, *more]
     shared = Subject(model, defense, source)
     bare = Subject(model, None, source)
 
@@ -372,7 +205,7 @@ def evaluate(
         return bare if cell.defense == "none" else shared
 
     results = execute(
-        expand(base, attacks, scenarios, source="" if source is None else type(source).__name__),
+        expand(base, _texts(attacks), _names(scenarios), source=origin),
         resolve,
         samples,
         cache=Memory() if cache is None else cache,
@@ -381,3 +214,56 @@ def evaluate(
     )
     seconds = time.perf_counter() - begun
     return finish(results, resolve, samples, batch_size=batch_size, seconds=seconds, extra=noted)
+
+
+def _texts(attacks: Sequence[str]) -> list[str]:
+    """Attack expressions one by one: `"pgd, fgsm"` is two."""
+    listed = [attacks] if isinstance(attacks, str) else attacks
+    return [str(part) for text in listed for part in spec.parse_list(text)]
+
+
+def _names(scenarios: Sequence[str]) -> list[str]:
+    listed = [scenarios] if isinstance(scenarios, str) else scenarios
+    return [name.strip() for text in listed for name in text.split(",")]
+
+
+def _check(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor | None,
+    defense: Defense | None,
+    source: nn.Module | None,
+    norm: str,
+    eps: float,
+) -> None:
+    """Refuse what cannot be evaluated, before any work."""
+    check_images(x)
+    if len(x) == 0:
+        raise ConfigError("there are no samples to evaluate")
+    check_norm(norm)
+    check_eps(eps, norm, x.shape)
+    if defense is not None and not isinstance(defense, Defense):
+        raise ConfigError(
+            f"the defense is a {type(defense).__name__}; expected a feint Defense, such as "
+            "feint.defenses.parse gives; or put it in front of the model with nn.Sequential"
+        )
+    for name, module in (("model", model), ("source", source)):
+        if module is None:
+            continue
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"the {name} is a {type(module).__name__}; expected an nn.Module")
+        place = next((p.device for p in module.parameters()), x.device)
+        if place != x.device:
+            raise DeviceError(f"the {name} is on {place}, x on {x.device}; move one of them")
+        classes = check_model(module, x[:4]).shape[1]
+        check_labels(y, len(x), classes)
+        if target is not None:
+            check_labels(target, len(x), classes, "target")
+    if target is not None and bool((target == y).any()):
+        raise RangeError(
+            f"{int((target == y).sum())} of {len(y)} targets are the true label; expected another "
+            "class for every sample"
+        )
+    if y.device != x.device or (target is not None and target.device != x.device):
+        raise DeviceError(f"x is on {x.device}; expected y and target there, too")

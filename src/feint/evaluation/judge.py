@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from feint.core import random
+from feint.core.checks import check_labels
 from feint.core.errors import ModelError, RangeError
 from feint.core.gradients import call, is_stochastic
 
@@ -77,9 +78,11 @@ def judge(
 
     Raises:
         ModelError: If the logits are NaN.
+        RangeError: If a label is no class of the pipeline, or the draws are fewer than two.
 
     Cost: `draws` forward passes per sample, or one.
     """
+    keys = keys.to(x.device)
     if is_stochastic(pipeline):
         if draws < 2:
             raise RangeError(f"judge draws is {draws}; a stochastic pipeline needs at least 2")
@@ -93,6 +96,8 @@ def judge(
     for start in range(0, len(flat), batch_size):
         pick = slice(start, start + batch_size)
         logits = call(pipeline, x[rows[pick]], flat[pick])
+        if start == 0:
+            check_labels(y, len(x), logits.shape[1])
         if bool(logits.isnan().any()):
             raise ModelError("the judged pipeline gives NaN logits; no prediction can be read")
         parts.append(logits.argmax(1).cpu())

@@ -19,6 +19,8 @@ from feint.core.errors import RangeError, ShapeError
 __all__ = [
     "Rate",
     "attack_survival",
+    "clearly_more",
+    "defense_recovery",
     "defense_success",
     "distances",
     "mcnemar",
@@ -27,9 +29,12 @@ __all__ = [
     "ratio",
     "wilson",
     "worst_case",
+    "worst_case_both",
 ]
 
 _Z = float(stats.norm.ppf(0.975))
+_CHUNK = 1 << 21
+"""Numbers that the bootstrap draws at a time."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,11 @@ def rate(shares: ArrayLike, draws: int = 1) -> Rate:
     """Mean of per-sample shares with a 95 % interval over samples and draws.
 
     For 0/1 facts this is Wilson's interval. For shares of `draws` draws it is Wilson's interval
-    with the effective number of trials n_eff = m(1−m)/Var(mean), which lies between the number of
-    samples (draws of a sample all agree) and samples × draws (they are all independent).
+    with the effective number of trials m(1−m)/Var(mean), which lies between the number of samples
+    (draws of a sample all agree) and samples × draws (they are all independent). Two samples are
+    added to the variance, one always right and one never: a kind of sample that is too rare to
+    have been met may still be there, and without them a few failing draws among many right ones
+    would give a narrower interval than none.
 
     Args:
         shares: (N,) values in [0, 1].
@@ -90,10 +98,9 @@ def rate(shares: ArrayLike, draws: int = 1) -> Rate:
     n, mean = len(values), float(values.mean())
     effective = float(n)
     if draws > 1 and n > 1 and 0 < mean < 1:
-        variance = float(values.var(ddof=1)) / n
-        most = float(n * draws)
-        effective = most if variance == 0 else mean * (1 - mean) / variance
-        effective = min(max(effective, float(n)), most)
+        spread = float(((values - mean) ** 2).sum()) + mean**2 + (1 - mean) ** 2
+        variance = spread / ((n - 1) * n)
+        effective = min(max(mean * (1 - mean) / variance, float(n)), float(n * draws))
     low, high = wilson(mean * effective, effective)
     return Rate(mean, low, high, n)
 
@@ -102,23 +109,37 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike, resamples: int = 2000) -
     """Ratio of two means over the same samples, with a percentile bootstrap interval.
 
     Samples are resampled in pairs, with keys that depend on nothing but the number of samples, so
-    the interval is reproducible. May exceed 1.
+    the interval is reproducible. Two pairs are added to what is resampled, (0, 1) and (1, 1):
+    without them a numerator of zeros would have the interval [0, 0]. May exceed 1.
+
+    Args:
+        numerator: (N,) facts.
+        denominator: (N,) facts of the same samples.
+        resamples: Bootstrap resamples.
 
     Raises:
-        RangeError: If the denominator's mean is zero.
+        RangeError: If the denominator's mean is not positive.
         ShapeError: If the two differ in length.
     """
     top, bottom = (np.asarray(v, dtype=np.float64) for v in (numerator, denominator))
     if top.shape != bottom.shape:
         raise ShapeError(f"{top.shape} against {bottom.shape} samples; expected the same samples")
-    if not len(bottom) or bottom.mean() == 0:
-        raise RangeError("the ratio's denominator is zero: no sample is classified correctly")
-    keys = random.keys(0, resamples)
-    picks = random.integers(keys, 0, len(top), (len(top),)).numpy()
-    below = bottom[picks].mean(1)
-    values = top[picks].mean(1)[below > 0] / below[below > 0]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Rate(float(top.mean() / bottom.mean()), float(low), float(high), len(top))
+    if top.ndim != 1 or not len(bottom) or bottom.mean() <= 0:
+        raise RangeError(
+            f"the ratio's denominator is {bottom.mean() if len(bottom) else 0:g}; expected more "
+            "than zero: no sample is right without attack, or the attack did no harm"
+        )
+    value = float(top.mean() / bottom.mean())
+    wide_top, wide_bottom = np.append(top, [0.0, 1.0]), np.append(bottom, [1.0, 1.0])
+    keys, n = random.keys(0, resamples), len(wide_top)
+    found = []
+    for start in range(0, resamples, max(1, _CHUNK // n)):
+        part = keys[start : start + max(1, _CHUNK // n)]
+        picks = random.integers(part, 0, n, (n,)).numpy()
+        above, below = wide_top[picks].sum(1), wide_bottom[picks].sum(1)
+        found.append(above[below > 0] / below[below > 0])
+    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
+    return Rate(value, min(float(low), value), max(float(high), value), len(top))
 
 
 def attack_survival(attacked: ArrayLike, clean: ArrayLike) -> Rate:
@@ -129,19 +150,41 @@ def attack_survival(attacked: ArrayLike, clean: ArrayLike) -> Rate:
 def defense_success(defended: ArrayLike, clean: ArrayLike) -> Rate:
     """S0's defense success rate: accuracy of the defended model under attack over clean accuracy.
 
-    Deviations: S0's code logs another quantity, 1 − (acc_clean − acc_def)/(acc_clean − acc_att).
+    Deviations: S0's code logs another quantity, `defense_recovery`.
     """
     return ratio(defended, clean)
 
 
-def newly_misclassified(attacked: ArrayLike, clean: ArrayLike) -> Rate:
+def defense_recovery(defended: ArrayLike, attacked: ArrayLike, clean: ArrayLike) -> Rate:
+    """What S0's code logs as the defense rate: 1 − (clean − defended) / (clean − attacked).
+
+    The share of the accuracy that the attack took which the defense gives back.
+
+    Raises:
+        RangeError: If the attack did not lower the accuracy.
+    """
+    base = np.asarray(attacked, dtype=np.float64)
+    return ratio(
+        np.asarray(defended, dtype=np.float64) - base, np.asarray(clean, dtype=np.float64) - base
+    )
+
+
+def newly_misclassified(attacked: ArrayLike, clean: ArrayLike, draws: int = 1) -> Rate:
     """S3's measure: share of the correctly classified samples that the attack makes wrong.
+
+    For shares of draws, each sample counts with its share of correct draws before the attack.
 
     Raises:
         RangeError: If no sample is classified correctly without attack.
     """
-    lost = np.asarray(attacked, dtype=np.float64)[np.asarray(clean, dtype=np.float64) > 0.5]
-    return rate(1 - lost)
+    after, before = (np.asarray(v, dtype=np.float64) for v in (attacked, clean))
+    if after.shape != before.shape:
+        raise ShapeError(f"{after.shape} against {before.shape} samples; expected the same samples")
+    if not (before > 0).any():
+        raise RangeError("no sample is right without attack, so none can be newly misclassified")
+    if np.isin(before, (0.0, 1.0)).all():
+        return rate(1 - after[before == 1], draws)
+    return ratio(before * (1 - after), before)
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
@@ -171,6 +214,44 @@ def worst_case(select: ArrayLike, report: ArrayLike) -> NDArray[np.float64]:
     if choose.shape != read.shape or choose.ndim != 2:
         raise ShapeError(f"{choose.shape} and {read.shape}; expected (attacks, samples) twice")
     return read[choose.argmin(0), np.arange(choose.shape[1])]
+
+
+def worst_case_both(even: ArrayLike, odd: ArrayLike, draws: int = 1) -> NDArray[np.float64]:
+    """`worst_case` both ways, so that every draw is read once: chosen on the other half's draws.
+
+    With a single attack this is that attack's own share.
+
+    Args:
+        even: (A, N) shares correct on the even draws.
+        odd: (A, N) shares correct on the odd draws.
+        draws: Draws in all; with one draw the halves are the same.
+    """
+    if draws == 1:
+        return worst_case(even, odd)
+    fewer = draws // 2
+    return (fewer * worst_case(even, odd) + (draws - fewer) * worst_case(odd, even)) / draws
+
+
+def clearly_more(
+    first: ArrayLike, first_draws: ArrayLike, second: ArrayLike, second_draws: ArrayLike
+) -> NDArray[np.bool_]:
+    """Per sample, whether `first` of so many draws is more than `second`, beyond chance.
+
+    Single draws are compared as they are (the pipeline is deterministic). Otherwise the difference
+    of the shares must exceed three standard errors of the pooled share, to which one success and
+    one failure are added.
+
+    Args:
+        first: (N,) counts.
+        first_draws: (N,) draws behind them, or one number.
+        second: (N,) counts to compare with.
+        second_draws: (N,) draws behind them, or one number.
+    """
+    a, m, b, k = (np.asarray(v, np.float64) for v in (first, first_draws, second, second_draws))
+    pooled = (a + b + 1) / (m + k + 2)
+    error = np.sqrt(pooled * (1 - pooled) * (1 / m + 1 / k))
+    single = (m == 1) & (k == 1)
+    return np.asarray(np.where(single, a > b, a / m - b / k > 3 * error), dtype=np.bool_)
 
 
 def distances(x_adv: torch.Tensor, x: torch.Tensor) -> dict[str, NDArray[np.float64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -27,11 +28,16 @@ class Pipeline(nn.Module):
         votes: Independent draws per prediction; more than one needs a stochastic pipeline.
         combine: How votes become logits: `"mean_probability"` (the log of the mean softmax),
             `"mean_logits"`, or `"majority"` (vote shares; ties go to the higher mean probability;
-            its derivative is that of the mean probability).
+            its derivative is that of the mean probability's log).
 
     Convention:
         Given keys (B,) the result is a function of `(x, keys)`; without them a stochastic pipeline
-        draws from the operating system's entropy.
+        draws from the operating system's entropy. A pipeline takes over its model's mode and
+        changes nobody's: what is in training mode stays there, for the checks to see.
+
+    Raises:
+        RangeError: If `votes` is below 1.
+        ConfigError: If `combine` is unknown, or votes are wanted where nothing is random.
 
     Cost: `votes` forward passes of the model and the defense.
 
@@ -56,7 +62,10 @@ class Pipeline(nn.Module):
             raise ConfigError(f"combine is {combine!r}; expected one of {', '.join(_COMBINES)}")
         self.model, self.defense, self.votes, self.combine = model, defense, votes, combine
         if votes > 1 and not self.stochastic:
-            raise ConfigError(f"votes is {votes}, but nothing in this pipeline is random")
+            raise ConfigError(
+                f"votes is {votes}, but nothing in this pipeline is random; leave votes out"
+            )
+        self.training = bool(getattr(model, "training", False))
 
     @property
     def stochastic(self) -> bool:
@@ -93,7 +102,7 @@ class Pipeline(nn.Module):
             return self
         return Pipeline(
             self.model, self.defense.view(backward), votes=self.votes, combine=self.combine
-        ).train(self.training)
+        )
 
     def extra_repr(self) -> str:
         """The vote rule, where there is one."""
@@ -104,9 +113,9 @@ def _combine(votes: Tensor, rule: str) -> Tensor:
     """(B, V, K) logits of the votes to (B, K)."""
     if rule == "mean_logits":
         return votes.mean(1)
-    mean = votes.log_softmax(-1).logsumexp(1) - torch.log(torch.tensor(float(votes.shape[1])))
+    mean = votes.log_softmax(-1).logsumexp(1) - math.log(votes.shape[1])
     if rule == "mean_probability":
         return mean
     ballots = torch.zeros_like(votes).scatter_(-1, votes.argmax(-1, keepdim=True), 1.0).mean(1)
     majority = ballots + 0.5 / votes.shape[1] * mean.exp()  # a tie-break, below one ballot
-    return mean + (majority - mean).detach()
+    return majority.detach() + (mean - mean.detach())

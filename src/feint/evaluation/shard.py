@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from feint.core import random
-from feint.core.errors import ConfigError, ModelError
+from feint.core.errors import ConfigError, DtypeError, ShapeError, UnknownNameError
 from feint.core.norms import distance
 from feint.core.quantise import quantise
 from feint.defenses.base import Defense
@@ -48,18 +48,62 @@ COLUMNS = {
     "outside": "how far the image leaves [0, 1]",
     "unchanged": "whether the attack returned the image itself",
     "first_hit": "first step at which the attacker saw a success, −1 for never",
-    "late_gain": "share of the loss's rise that came in the last tenth of the steps",
+    "late_gain": "share of the loss's rise that came in the last tenth of the steps; NaN if the "
+    "attack has no trace",
 }
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of a shard; `target` only for targeted threats."""
+    """Samples of a shard; `target` only for targeted threats.
+
+    Args:
+        x: Images, (B, C, H, W), in [0, 1].
+        y: True labels, (B,) int64.
+        index: Indices in the data set, (B,) int64: they key every draw.
+        target: The attacker's targets, (B,) int64.
+
+    Raises:
+        ShapeError: If there is not one label, index and target for each image.
+        DtypeError: If labels, indices or targets are not int64.
+    """
 
     x: Tensor
     y: Tensor
     index: Tensor
     target: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 4:
+            raise ShapeError(f"x has shape {tuple(self.x.shape)}; expected (B, C, H, W)")
+        for name in ("y", "index", "target"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value.dtype != torch.int64:
+                raise DtypeError(f"{name} has dtype {value.dtype}; expected int64")
+            if value.shape != (len(self.x),):
+                raise ShapeError(
+                    f"{name} has shape {tuple(value.shape)}; expected ({len(self.x)},), one per "
+                    "image"
+                )
+
+    def select(self, rows: slice | Tensor) -> Batch:
+        """Some of the samples."""
+        target = None if self.target is None else self.target[rows]
+        return Batch(self.x[rows], self.y[rows], self.index[rows], target)
+
+    def goal(self, targeted: bool) -> Tensor:
+        """What an attack gets as its `y`: targets if the threat is targeted.
+
+        Raises:
+            ConfigError: A targeted threat without targets.
+        """
+        if not targeted:
+            return self.y
+        if self.target is None:
+            raise ConfigError("a targeted threat needs a target for every sample (column 'target')")
+        return self.target
 
     def __len__(self) -> int:
         return len(self.x)
@@ -103,14 +147,31 @@ class Subject:
             self.defense,
             votes=cell.votes,
             combine=cell.combine,  # type: ignore[arg-type]
-        ).eval()
+        )
 
     def attacked(self, cell: Cell) -> nn.Module:
-        """What the cell's attacker attacks, with the backward rule that the cell names."""
+        """What the cell's attacker attacks, with the backward rule that the cell names.
+
+        An attack that asks for no gradient gets the deployed pipeline itself.
+
+        Raises:
+            ConfigError: If a gradient attack meets a defense for which nothing stands in.
+            UnknownNameError: If the defense does not declare the cell's backward rule.
+        """
         which = get_scenario(cell.scenario).attacked
         if which == "pipeline":
-            rule = None if cell.backward == "default" else cell.backward
-            return self.pipeline(cell).view(rule)
+            pipeline = self.pipeline(cell)
+            if cell.attack != "none" and not parse_attack(cell.attack).needs_gradient:
+                return pipeline
+            if cell.backward != "default":
+                return pipeline.view(cell.backward)
+            try:
+                return pipeline.view()
+            except UnknownNameError as error:
+                raise ConfigError(
+                    f"defense {self.defense} is not differentiable and nothing stands in for it "
+                    f"({error}); use gradient=spsa(64), or an attack on scores or decisions"
+                ) from None
         if which == "source":
             if self.source is None:
                 raise ConfigError("scenario 'transfer' needs a source model")
@@ -140,18 +201,14 @@ def attack_shard(cell: Cell, subject: Subject, batch: Batch, batch_size: int) ->
 
     Raises:
         ConfigError: A targeted cell without targets.
-        ModelError: The attack returned NaN.
+        ModelError: The attack returned NaN, or other than one image for each.
     """
     if cell.attack == "none":
         nothing = torch.full((len(batch),), -1)
         return Attacked(batch.x, 0, 0, nothing, torch.zeros(len(batch), dtype=torch.float64))
-    if cell.targeted and batch.target is None:
-        raise ConfigError("a targeted threat needs a target for every sample (column 'target')")
-    goal = batch.target if cell.targeted and batch.target is not None else batch.y
+    goal = batch.goal(cell.targeted)
     keys = random.keys(cell.seed, batch.index)
     found = subject.attacker(cell).run(batch.x, goal, keys, batch_size)
-    if bool(found.x_adv.isnan().any()):
-        raise ModelError(f"attack {cell.attack!r} returned NaN")
     if parse_attack(cell.attack).info.goal == "minimal":
         # A nearest adversarial image that lies beyond the budget is no attack within it.
         over = distance(found.x_adv, batch.x, cell.norm) > cell.eps
@@ -165,6 +222,8 @@ def judge_shard(
     cell: Cell, subject: Subject, batch: Batch, found: Attacked, batch_size: int
 ) -> Rows:
     """Per-sample facts of a shard: judged as floats and as 8-bit images, measured in float64."""
+    if found.x_adv.device != batch.x.device:  # a cache may have kept it elsewhere
+        found = replace(found, x_adv=found.x_adv.to(batch.x.device))
     keys = random.keys(cell.seed, batch.index)
     pipeline = subject.judged(cell)
 
@@ -174,7 +233,7 @@ def judge_shard(
     floats, rounded = ask(found.x_adv), quantise(found.x_adv)
     # An image that 8 bits hold already (a clean one) need not be asked twice.
     bytes_ = floats if torch.equal(rounded, found.x_adv) else ask(rounded)
-    target = batch.target if cell.targeted else None
+    target = batch.goal(True) if cell.targeted else None
     outside = torch.maximum(-found.x_adv, found.x_adv - 1).flatten(1).amax(1).clamp_min(0)
     rows: Mapping[str, Tensor] = {
         "index": batch.index,

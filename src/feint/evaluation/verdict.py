@@ -2,7 +2,8 @@
 
 Rules:
     1. The bound of a pipeline is its per-sample worst case over the cells that judge the deployed
-       pipeline within one threat model: never an average over attacks.
+       pipeline (the same votes, too) within one threat model: the attacks of its norm and goal
+       with its budget or less, and no attack at all. Never an average over attacks.
     2. It is an *upper* bound on robust accuracy; nothing is ever called robust.
     3. A `fail` among the findings withholds the verdict, and the text says which.
     4. The grade is F with a `fail`; otherwise A without, B with up to two and C with more `warn`.
@@ -14,11 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from feint.evaluation.findings import Finding
-from feint.evaluation.metrics import Rate, rate, worst_case
-from feint.evaluation.results import CellResult, by_pipeline
+from feint.evaluation.metrics import Rate
+from feint.evaluation.results import CellResult, by_deployment, worst
 from feint.evaluation.scenarios import get_scenario
 
 __all__ = ["Bound", "Verdict", "bounds", "conclude", "name_of"]
@@ -39,6 +38,8 @@ class Bound:
     gray: Rate | None
     """Worst case over attackers who do not know of the defense: what is usually published."""
     attacks: int
+    votes: int = 1
+    combine: str = "mean_probability"
 
 
 @dataclass(frozen=True)
@@ -63,32 +64,19 @@ def eps_text(eps: float) -> str:
     return f"{near}/255" if near and abs(levels - near) < 1e-6 else f"{eps:g}"
 
 
-def _worst(results: Sequence[CellResult]) -> Rate | None:
-    if not results:
-        return None
-    draws = max(r.draws for r in results)
-    select = np.stack([r.rows["correct_even"] for r in results])
-    report = np.stack([r.rows["correct_odd"] for r in results])
-    return rate(worst_case(select, report), max(1, draws // 2))
-
-
 def bounds(results: Sequence[CellResult]) -> list[Bound]:
-    """One bound for each pipeline and threat model, in order of appearance."""
+    """One bound for each deployed pipeline and threat model, in order of appearance."""
     found = []
-    for (model, defense), group in by_pipeline(results).items():
-        clean = next((r for r in group if r.cell.scenario == "none"), None)
+    for (model, defense, votes, combine), group in by_deployment(results).items():
+        judged = [r for r in group if get_scenario(r.cell.scenario).judged == "pipeline"]
+        clean = [r for r in judged if r.cell.attack == "none"]
         threats = dict.fromkeys(
-            (r.cell.norm, r.cell.eps, r.cell.targeted) for r in group if r.cell.attack != "none"
+            (r.cell.norm, r.cell.eps, r.cell.targeted) for r in judged if r.cell.attack != "none"
         )
         for norm, eps, targeted in threats:
-            here = [
-                r
-                for r in group
-                if (r.cell.norm, r.cell.eps, r.cell.targeted) == (norm, eps, targeted)
-                and get_scenario(r.cell.scenario).judged == "pipeline"
-            ]
-            attacked = [r for r in here if r.cell.attack != "none"]
-            gray = [r for r in attacked if r.cell.scenario == "gray-box"]
+            attacked = [r for r in judged if r.cell.attack != "none" and _within(r, norm, eps)]
+            attacked = [r for r in attacked if r.cell.targeted == targeted]
+            gray = [r for r in attacked if r.cell.scenario != "white-box"]
             knowing = any(r.cell.scenario == "white-box" for r in attacked)
             found.append(
                 Bound(
@@ -97,18 +85,27 @@ def bounds(results: Sequence[CellResult]) -> list[Bound]:
                     norm,
                     eps,
                     targeted,
-                    None if clean is None else clean.accuracy,
-                    _worst(here) if knowing else None,
-                    _worst(gray),
+                    clean[0].accuracy if clean else None,
+                    worst([*clean[:1], *attacked]) if knowing else None,
+                    worst(gray) if gray else None,
                     len(attacked),
+                    votes,
+                    combine,
                 )
             )
     return found
 
 
+def _within(result: CellResult, norm: str, eps: float) -> bool:
+    """Whether what the cell's attacker may do, an attacker of this threat model may do, too."""
+    return result.cell.norm == norm and result.cell.eps <= eps
+
+
 def _sentence(bound: Bound) -> str:
     threat = f"{bound.norm} {eps_text(bound.eps)}" + (", targeted" if bound.targeted else "")
     name = name_of(bound.model, bound.defense)
+    if bound.votes > 1:
+        name += f" ({bound.votes} votes, {bound.combine})"
     if bound.worst is None:
         return f"{name}: no attacker who knows the defense was tried, so there is no bound."
     text = f"{name}: upper bound on robust accuracy {bound.worst} at {threat}"
@@ -116,7 +113,8 @@ def _sentence(bound: Bound) -> str:
         text += f", clean accuracy {bound.clean}"
     if bound.gray is not None:
         text += f"; against attackers who do not know of the defense {bound.gray}"
-    return text + f" (worst case of {bound.attacks} attacks per sample, n = {bound.worst.n})."
+    tried = "1 attack" if bound.attacks == 1 else f"{bound.attacks} attacks"
+    return text + f" (worst case of {tried} per sample, n = {bound.worst.n})."
 
 
 def conclude(results: Sequence[CellResult], findings: Sequence[Finding]) -> Verdict:
@@ -125,7 +123,7 @@ def conclude(results: Sequence[CellResult], findings: Sequence[Finding]) -> Verd
     failed = list(dict.fromkeys(f.check for f in findings if f.status == "fail"))
     unbounded = [b for b in found if b.worst is None]
     warned = sum(f.status == "warn" for f in findings)
-    text = "\n".join(map(_sentence, found)) or "Nothing was attacked: there is no verdict."
+    text = "\n".join(map(_sentence, found)) or "No deployed pipeline was attacked: no verdict."
     withheld = bool(failed or unbounded or not found)
     if failed:
         text = f"Not trustworthy: {', '.join(failed)} failed (see the findings).\n{text}"

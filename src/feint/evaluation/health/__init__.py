@@ -1,0 +1,29 @@
+"""Checks that an evaluation runs on itself: is the number trustworthy, and if not, why.
+
+`declare` and `check_pipeline` look at the pipelines, `check_cell` at one cell's rows, and
+`check_together` at cells against each other. Every check yields a `Finding` whether it passes or
+not, with its numbers and its threshold.
+
+References:
+    Carlini et al., "On evaluating adversarial robustness", 2019; Pintor et al., "Indicators of
+    attack failure", NeurIPS 2022; Croce & Hein, AutoAttack's `checks`, 2020.
+"""
+
+from feint.evaluation.health.cells import check_cell
+from feint.evaluation.health.declare import Undeclared, declare
+from feint.evaluation.health.gradients import check_gradient
+from feint.evaluation.health.pipelines import check_pipeline
+from feint.evaluation.health.run import PROBE, SAMPLES, check
+from feint.evaluation.health.together import check_together
+
+__all__ = [
+    "PROBE",
+    "SAMPLES",
+    "Undeclared",
+    "check",
+    "check_cell",
+    "check_gradient",
+    "check_pipeline",
+    "check_together",
+    "declare",
+]

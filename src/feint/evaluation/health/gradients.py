@@ -1,0 +1,181 @@
+"""Checks of the attacker's view: is it the pipeline that is judged, and does its gradient help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from feint.core import random
+from feint.core.errors import GradientError
+from feint.core.gradients import (
+    backprop,
+    call,
+    eot,
+    find_gradient_loss,
+    is_stochastic,
+)
+from feint.core.losses import margin
+from feint.evaluation.attackers import EOT_DRAWS
+from feint.evaluation.cell import Cell
+from feint.evaluation.findings import Finding, Status
+from feint.evaluation.health.declare import Undeclared, unlike
+from feint.evaluation.shard import Batch, Subject
+
+__all__ = ["check_gradient"]
+
+STEP = 2 / 255
+"""Step along the gradient, in image units; less if the budget is less."""
+HELPFUL, USELESS = 0.8, 0.65
+"""Share of samples on which the gradient must do no worse than chance: below the first a warning,
+below the second a failure. A gradient of pure noise reaches about one half."""
+
+
+def check_gradient(
+    subject: Subject, cell: Cell, batch: Batch, name: str, batch_size: int
+) -> Iterator[Finding]:
+    """Checks of a white-box cell's view, with the estimator that its attack uses.
+
+    Args:
+        subject: The cell's objects.
+        cell: A white-box cell.
+        batch: A few samples.
+        name: The pipeline in words.
+        batch_size: Images per pass.
+    """
+    view, pipeline = subject.attacked(cell), subject.pipeline(cell)
+    keys = random.keys(cell.seed, batch.index).to(batch.x.device)
+    yield _exact_view(view, pipeline, batch.x, keys, name)
+    attack = subject.attacker(cell)
+    if attack.attack.info.knowledge != "gradient":
+        return
+    estimator = attack.settings().get("gradient")
+    if estimator is None:
+        estimator = eot(EOT_DRAWS) if is_stochastic(view) else backprop
+    few = max(1, batch_size // EOT_DRAWS) if is_stochastic(view) else batch_size
+    try:
+        gradient = torch.cat(
+            [
+                estimator(
+                    view, part.x, part.y, margin, random.keys(cell.seed, part.index).to(keys)
+                ).gradient
+                for part in (batch.select(slice(i, i + few)) for i in range(0, len(batch), few))
+            ]
+        )
+    except GradientError as error:
+        yield Finding("zero-gradient", "fail", name, str(error))
+        return
+    if attack.attack.needs_gradient:
+        found = _zeros(view, batch.x, keys, gradient, name)
+        yield found
+        if found.status == "fail":
+            return
+    yield _agreement(pipeline, cell, batch, keys, gradient, name, batch_size)
+
+
+@torch.no_grad()
+def _exact_view(
+    view: nn.Module, pipeline: nn.Module, x: Tensor, keys: Tensor, name: str
+) -> Finding:
+    off = unlike(call(view, x, keys), call(pipeline, x, keys))
+    unkeyed = any(isinstance(m, Undeclared) for m in pipeline.modules())
+    evidence = (
+        f"logits of what is attacked and of what is judged differ by {off:.2g} of the largest "
+        "(must be 0)"
+    )
+    status: Status = "pass" if off == 0 else "fail"
+    if off and unkeyed:
+        status, evidence = "warn", evidence + "; its randomness takes no keys"
+    return Finding("view-is-exact", status, name, evidence)
+
+
+def _zeros(view: nn.Module, x: Tensor, keys: Tensor, gradient: Tensor, name: str) -> Finding:
+    flat = gradient.flatten(1)
+    zero = float((flat == 0).all(1).double().mean())
+    bad = float((~flat.isfinite()).any(1).double().mean())
+    evidence = f"{100 * zero:.0f} % of the input gradients are zero, {100 * bad:.0f} % not finite"
+    status: Status = "pass"
+    if zero > 0 or bad > 0:
+        module = find_gradient_loss(view, x, keys) if zero > 0 else _first_bad(view, x, keys)
+        evidence += f"; lost in module {module!r}" if module else ""
+        status = "fail" if zero > 0.1 or bad > 0 else "warn"
+    return Finding("zero-gradient", status, name, evidence + " (fail above 10 %)")
+
+
+def _first_bad(view: nn.Module, x: Tensor, keys: Tensor) -> str | None:
+    """The innermost module that turns a finite gradient of its output into NaN or infinity."""
+    found: list[str] = []
+    hooks = []
+
+    def record(name: str):  # type: ignore[no-untyped-def]
+        def hook(_: nn.Module, into: tuple[object, ...], out: tuple[object, ...]) -> None:
+            ends = [[t for t in g if isinstance(t, Tensor)] for g in (into, out)]
+            bad = [any(not bool(t.isfinite().all()) for t in g) for g in ends]
+            if bad[0] and not bad[1]:
+                found.append(name)
+
+        return hook
+
+    for name, module in view.named_modules():
+        if name:
+            hooks.append(module.register_full_backward_hook(record(name)))
+    try:
+        with torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
+            logits = call(view, leaf, keys)
+            torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    except RuntimeError:  # a module that works in place cannot be hooked
+        return None
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return min(found, key=lambda n: -n.count("."), default=None)
+
+
+@torch.no_grad()
+def _agreement(
+    pipeline: nn.Module,
+    cell: Cell,
+    batch: Batch,
+    keys: Tensor,
+    gradient: Tensor,
+    name: str,
+    batch_size: int,
+) -> Finding:
+    """Does a step along the view's gradient raise the true pipeline's loss?
+
+    One small step in the sign's direction, judged by the margin loss of the true pipeline, mean
+    over the same draws, and compared with the same step in a random direction. A step that does as
+    well as chance is no evidence against the gradient: a pipeline may not depend on its input.
+    """
+    draws = EOT_DRAWS if is_stochastic(pipeline) else 1
+    wide = random.fold(keys, "agreement", 0, torch.arange(draws, device=keys.device)).flatten()
+    y = batch.y.repeat_interleave(draws)
+
+    def loss(x: Tensor) -> Tensor:
+        many = x.repeat_interleave(draws, 0)
+        parts = [
+            margin(
+                call(pipeline, many[i : i + batch_size], wide[i : i + batch_size]),
+                y[i : i + batch_size],
+            )
+            for i in range(0, len(many), batch_size)
+        ]
+        return torch.cat(parts).double().view(-1, draws).mean(1)
+
+    step = min(STEP, cell.eps) if cell.norm == "linf" and cell.eps > 0 else STEP
+    blind = random.integers(random.fold(keys, "blind"), 0, 2, batch.x.shape[1:]) * 2 - 1
+    base = loss(batch.x)
+    gain = loss((batch.x + step * gradient.sign()).clamp(0, 1)) - base
+    chance = loss((batch.x + step * blind).clamp(0, 1)) - base
+    slack = 1e-6 * (1 + base.abs())
+    fine = float((gain >= chance - slack).double().mean())
+    evidence = (
+        f"a step of {step:.3g} along the gradient raises the margin loss of the deployed pipeline "
+        f"by {float(gain.mean()):.3g} on average, a random one by {float(chance.mean()):.3g}; it "
+        f"does no worse on {100 * fine:.0f} % of {len(batch)} samples (warn below "
+        f"{100 * HELPFUL:.0f} %, fail below {100 * USELESS:.0f} %)"
+    )
+    status: Status = "pass" if fine >= HELPFUL else "warn" if fine >= USELESS else "fail"
+    return Finding("gradient-is-useful", status, name, evidence)

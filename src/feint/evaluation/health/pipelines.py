@@ -1,0 +1,132 @@
+"""Checks of a deployed pipeline itself, on a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from feint.core import random
+from feint.core.gradients import call, is_stochastic
+from feint.evaluation.cell import Cell
+from feint.evaluation.findings import Finding, Status
+from feint.evaluation.health.declare import DIFFERENT, Undeclared, unlike
+from feint.evaluation.health.gradients import check_gradient
+from feint.evaluation.shard import Batch, Subject
+from feint.evaluation.verdict import name_of
+
+__all__ = ["check_pipeline"]
+
+COUPLED = 1e-3
+"""Logits alone and in a batch may differ by this share of the largest: rounding stays below."""
+ALONE = 8
+"""Samples that are asked alone."""
+
+
+def check_pipeline(
+    subject: Subject, cell: Cell, batch: Batch, *, batch_size: int = 128
+) -> Iterator[Finding]:
+    """Checks of a deployed pipeline and of the attacker's view of it.
+
+    Args:
+        subject: The cell's objects.
+        cell: A cell of the pipeline; if its attacker knows the pipeline, his view is checked, too.
+        batch: A few samples.
+        batch_size: Images per forward pass of the gradient checks.
+
+    Cost: about 20 forward passes per sample, and 8 backward passes if the pipeline is stochastic.
+    """
+    pipeline = subject.pipeline(cell)
+    name = name_of(cell.model, cell.defense)
+    keys = random.keys(cell.seed, batch.index).to(batch.x.device)
+    with torch.no_grad():
+        logits = call(pipeline, batch.x, keys)
+        yield _probabilities(logits, name)
+        yield _randomness(pipeline, batch.x, keys, logits, name)
+        yield _coupling(pipeline, batch.x, keys, logits, name)
+        yield _state(pipeline, batch.x, keys, name)
+    if cell.scenario == "white-box":
+        yield from check_gradient(subject, cell, batch, name, batch_size)
+
+
+def _probabilities(logits: Tensor, name: str) -> Finding:
+    inside = bool(((logits >= 0) & (logits <= 1)).all())
+    off = float((logits.sum(1) - 1).abs().max())
+    looks = inside and off < 1e-3
+    evidence = (
+        f"outputs lie in [{float(logits.min()):.3g}, {float(logits.max()):.3g}] and their sums "
+        f"are off 1 by at most {off:.2g} (probabilities if in [0, 1] and below 1e-3)"
+    )
+    if looks:
+        evidence += "; a softmax hides gradients: give the logits before it"
+    return Finding("outputs-are-logits", "fail" if looks else "pass", name, evidence)
+
+
+def _unkeyed(pipeline: nn.Module) -> bool:
+    return any(isinstance(m, Undeclared) and not m.keyed for m in pipeline.modules())
+
+
+def _randomness(pipeline: nn.Module, x: Tensor, keys: Tensor, logits: Tensor, name: str) -> Finding:
+    declared = is_stochastic(pipeline)
+    again = unlike(call(pipeline, x, keys), logits)
+    others = [call(pipeline, x, random.fold(keys, "other", n)) for n in range(4)]
+    spread = max(unlike(other, logits) for other in others)
+    wrapped = any(isinstance(m, Undeclared) for m in pipeline.modules())
+    evidence = (
+        f"declared {'stochastic' if declared else 'deterministic'}; with the same keys logits "
+        f"differ by {again:.2g} of the largest, with others by up to {spread:.2g} (threshold "
+        f"{DIFFERENT:g})"
+    )
+    status: Status = "pass"
+    if again > DIFFERENT and declared and wrapped:
+        status, evidence = "warn", evidence + "; its draws cannot be repeated"
+    elif again > DIFFERENT or (spread > DIFFERENT and not declared):
+        status = "fail"
+    elif declared and spread <= DIFFERENT:
+        status, evidence = "warn", evidence + "; no randomness was seen"
+    return Finding("declared-randomness", status, name, evidence)
+
+
+def _coupling(pipeline: nn.Module, x: Tensor, keys: Tensor, logits: Tensor, name: str) -> Finding:
+    check = "batch-independence"
+    if _unkeyed(pipeline):
+        evidence = (
+            "its randomness takes no keys, so an influence of batch-mates cannot be told from luck"
+        )
+        return Finding(check, "warn", name, evidence)
+    few = min(ALONE, len(x))
+    try:
+        one = [call(pipeline, x[i : i + 1], keys[i : i + 1]) for i in range(few)]
+    except (RuntimeError, ValueError) as error:  # batch normalisation refuses a batch of one
+        evidence = f"a sample alone is refused ({error}); call model.eval()"
+        return Finding(check, "fail", name, evidence)
+    off = unlike(torch.cat(one), logits[:few])
+    evidence = (
+        f"logits of {few} samples alone and in their batch differ by {off:.2g} of the largest "
+        f"logit (threshold {COUPLED:g})"
+    )
+    if off > COUPLED:
+        evidence += "; samples influence each other: batch normalisation in training mode?"
+    return Finding(check, "fail" if off > COUPLED else "pass", name, evidence)
+
+
+def _state(pipeline: nn.Module, x: Tensor, keys: Tensor, name: str) -> Finding:
+    named = {**dict(pipeline.named_parameters()), **dict(pipeline.named_buffers())}
+    before = {k: v.detach().clone() for k, v in named.items()}
+    call(pipeline, x, keys)
+    after = {**dict(pipeline.named_parameters()), **dict(pipeline.named_buffers())}
+    changed = [k for k, v in after.items() if k not in before or not _same(v, before[k])]
+    evidence = f"{len(changed)} of {len(before)} parameters and buffers change in a forward pass"
+    if changed:
+        evidence += (
+            f" (first: {changed[0]}); the pipeline adapts to what it is asked, or batch "
+            "normalisation is in training mode"
+        )
+    return Finding("static-state", "fail" if changed else "pass", name, evidence)
+
+
+def _same(value: Tensor, before: Tensor) -> bool:
+    if value.shape != before.shape or value.dtype != before.dtype:
+        return False
+    return bool(((value == before) | (value.isnan() & before.isnan())).all())
