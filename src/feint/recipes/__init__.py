@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Plans of runs: what the command line evaluates, and one recipe per published table."""

@@ -1,0 +1,252 @@
+"""`feint evaluate`: model × defense × attackers → table, findings, verdict, HTML."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress as Bar
+from rich.progress import TaskID
+
+from feint.cli import common
+from feint.core.errors import ConfigError
+from feint.data import DEFAULT, load
+from feint.evaluation.cell import digest
+from feint.evaluation.evaluate import Progress
+from feint.recipes.plans import DEFAULT_ATTACKS, DEFAULT_SCENARIOS, plan, story
+from feint.reports import from_run, render
+from feint.reports.html import write
+from feint.store import DataSpec, RunSpec, open_run, run
+
+__all__ = ["evaluate", "publish"]
+
+SAMPLES = 200
+"""How many samples are taken unless told otherwise, where there are so many."""
+
+_THREAT, _WORK, _INPUT = "Threat model", "How to go about it", "Model and data"
+
+
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model: bundled:NAME, torchvision:NAME, timm:NAME, file.py:function, "
+            "checkpoint.safetensors. Without it, the bundled story of ACE runs.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Data: bundled:NAME, cifar10, imagefolder:DIR, images.csv, arrays.npz.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = DEFAULT,
+    defense: Annotated[
+        str,
+        typer.Option(help="Defense, such as 'fd*2 + rand'.", rich_help_panel=_INPUT),
+    ] = "none",
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            "-n",
+            help="How many samples; 200 by default, or all if there are fewer.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or train.", rich_help_panel=_INPUT)] = "test",
+    resize: Annotated[
+        int | None,
+        typer.Option(help="Bring every image to this side first.", rich_help_panel=_INPUT),
+    ] = None,
+    input_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Let the model resize its input to this side; attackers see the resizing.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture of a checkpoint.", rich_help_panel=_INPUT)
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Open pickles and TorchScript.", rich_help_panel=_INPUT),
+    ] = False,
+    attack: Annotated[
+        str,
+        typer.Option(help="Attacks, separated by commas.", rich_help_panel=_THREAT),
+    ] = DEFAULT_ATTACKS,
+    scenario: Annotated[
+        str,
+        typer.Option(help="Scenarios, separated by commas, or all.", rich_help_panel=_THREAT),
+    ] = DEFAULT_SCENARIOS,
+    source: Annotated[
+        str, typer.Option(help="Model that 'transfer' attacks.", rich_help_panel=_THREAT)
+    ] = "",
+    norm: Annotated[
+        str, typer.Option(help="linf, l2, l1 or l0.", rich_help_panel=_THREAT)
+    ] = "linf",
+    eps: Annotated[
+        str,
+        typer.Option(
+            help="Budget in image units, such as 8/255; more, separated by commas, give a curve.",
+            rich_help_panel=_THREAT,
+        ),
+    ] = "8/255",
+    targeted: Annotated[
+        bool,
+        typer.Option(
+            "--targeted", help="The data's targets are the goal.", rich_help_panel=_THREAT
+        ),
+    ] = False,
+    backward: Annotated[
+        str,
+        typer.Option(help="Backward rule for the defense.", rich_help_panel=_THREAT),
+    ] = "default",
+    votes: Annotated[
+        int, typer.Option(help="Draws per deployed prediction.", rich_help_panel=_THREAT)
+    ] = 1,
+    combine: Annotated[
+        str,
+        typer.Option(help="mean_probability, mean_logits, majority.", rich_help_panel=_THREAT),
+    ] = "mean_probability",
+    judge_draws: Annotated[
+        int, typer.Option(help="Held-out draws per sample.", rich_help_panel=_THREAT)
+    ] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.", rich_help_panel=_WORK)] = 0,
+    batch_size: Annotated[
+        int, typer.Option(help="Images per forward pass.", rich_help_panel=_WORK)
+    ] = 128,
+    shard_size: Annotated[
+        int, typer.Option(help="Samples per unit of work.", rich_help_panel=_WORK)
+    ] = 100,
+    device: Annotated[str, typer.Option(help="cpu, cuda …", rich_help_panel=_WORK)] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_WORK)] = None,
+    workers: Annotated[
+        int, typer.Option(help="Local worker processes.", rich_help_panel=_WORK)
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run directory; by default runs/NAME, where the same command resumes.",
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
+    as_json: common.Json = False,
+) -> None:
+    """Evaluate a model and a defense against attackers, and grade the evaluation itself.
+
+    Exit codes: 0 done, 1 verdict withheld, 2 bad input, 130 interrupted (resumable).
+    """
+    begun = time.perf_counter()
+    folder = out
+    with common.guard(on_interrupt=lambda: _hint(folder)):
+        budgets = [common.number(part) for part in eps.split(",")]
+        if samples is None:
+            samples = min(SAMPLES, load(data, split=split).available)  # type: ignore[arg-type]
+        chosen = DataSpec(spec=data, samples=samples, split=split, resize=resize)  # type: ignore[arg-type]
+        options = {
+            "batch_size": batch_size,
+            "shard_size": shard_size,
+            "device": device,
+            "threads": threads,
+            "workers": workers,
+        }
+        if model is None:
+            _nothing_else(defense, source, arch, targeted)
+            spec = story(chosen, seed=seed, judge_draws=judge_draws, **options)
+        else:
+            spec = plan(
+                model,
+                data=chosen,
+                defense=defense,
+                attacks=attack,
+                scenarios=scenario,
+                source=source,
+                norm=norm,
+                eps=budgets[0],
+                curve=budgets[1:],
+                targeted=targeted,
+                backward=backward,
+                votes=votes,
+                combine=combine,
+                judge_draws=judge_draws,
+                seed=seed,
+                input_size=input_size,
+                arch=arch,
+                trust=trust,
+                **options,
+            )
+        folder = folder or Path("runs") / _name(spec)
+        with common.progress(not as_json) as bar:
+            show = _Show(bar, bar.add_task("starting", total=None, rate=""))
+            result = run(spec, folder, on_progress=show, command=["feint", *sys.argv[1:]])
+        page = publish(folder, as_json=as_json)
+        if as_json:
+            common.print_json(
+                {
+                    **result.as_dict(),
+                    "run": str(folder),
+                    "html": str(page),
+                    "seconds": round(time.perf_counter() - begun, 2),
+                }
+            )
+        if result.verdict.withheld:
+            raise typer.Exit(common.MISSED)
+
+
+def publish(folder: Path, *, as_json: bool = False) -> Path:
+    """Write a run's HTML page beside it, and print its table unless JSON is wanted."""
+    data = from_run(open_run(folder))
+    page = write(data, folder / "report.html")
+    if not as_json:
+        render(common.out, data)
+    return page
+
+
+class _Show:
+    """Progress of a run: which cell, how many samples, how fast."""
+
+    def __init__(self, bar: Bar, task: TaskID) -> None:
+        self.bar, self.task, self.begun, self.fresh = bar, task, time.perf_counter(), 0
+
+    def __call__(self, state: Progress) -> None:
+        cell = state.cell
+        what = "clean" if cell.attack == "none" else f"{cell.scenario} {cell.attack}"
+        label = f"{state.position + 1}/{state.cells} {escape(what[:40])}"
+        seconds = time.perf_counter() - self.begun
+        rate = f"{state.done / seconds:.0f}/s" if seconds > 1 else ""
+        self.bar.update(
+            self.task, description=label, completed=state.done, total=state.total, rate=rate
+        )
+
+
+def _name(spec: RunSpec) -> str:
+    """Folder of a run: readable, and the same for the same content."""
+    slug = "".join(c if c.isalnum() else "-" for c in spec.title.lower())
+    slug = "-".join(part for part in slug.split("-") if part)[:40].strip("-")
+    return f"{slug}-{digest(spec.content)[:8]}"
+
+
+def _hint(folder: Path | None) -> str:
+    if folder is None:
+        return "nothing was computed yet"
+    return f"what is done is kept in {folder}; the same command goes on from there"
+
+
+def _nothing_else(defense: str, source: str, arch: str | None, targeted: bool) -> None:
+    given = {
+        "--defense": defense != "none",
+        "--source": bool(source),
+        "--arch": bool(arch),
+        "--targeted": targeted,
+    }
+    for option, used in given.items():
+        if used:
+            raise ConfigError(f"{option} needs a model; give --model SPEC (see: feint list models)")
