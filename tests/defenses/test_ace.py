@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.signal import convolve2d
-from tests.contracts.defense import DefenseContract, images
 
 from feint.core.errors import RangeError, ShapeError
 from feint.defenses import ACE
+from tests.contracts.defense import DefenseContract, images
 
 
 class TestACE(DefenseContract):

@@ -279,6 +279,8 @@ class _Reader:
         for keyword in node.keywords:
             if keyword.arg is None:
                 raise self.wrong(keyword.value, "'**' is not allowed; write key=value")
+            if keyword.arg in kwargs:
+                raise self.wrong(keyword.value, f"{keyword.arg} is given twice")
             kwargs[keyword.arg] = self.value(keyword.value, depth + 1)
         return Call(node.func.id, tuple(sorted(kwargs.items(), key=_first)), args, column)
 

@@ -2,13 +2,31 @@
 
 from feint.defenses.ace import ACE
 from feint.defenses.base import Defense, Params, View
+from feint.defenses.bit_depth import BitDepth
 from feint.defenses.chain import Chain, parse
+from feint.defenses.fd import FD
+from feint.defenses.jpeg import JPEG
+from feint.defenses.noise import Noise
+from feint.defenses.pixel_deflection import PixelDeflection
+from feint.defenses.pixel_shift import PixelShift
+from feint.defenses.rand import Rand
+from feint.defenses.rdg import RDG
+from feint.defenses.wavelet import Wavelet
 
 __all__ = [
     "ACE",
+    "FD",
+    "JPEG",
+    "RDG",
+    "BitDepth",
     "Chain",
     "Defense",
+    "Noise",
     "Params",
+    "PixelDeflection",
+    "PixelShift",
+    "Rand",
     "View",
+    "Wavelet",
     "parse",
 ]

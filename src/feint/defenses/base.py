@@ -315,7 +315,7 @@ def _spread(parts: Sequence[Defense], rule: str) -> list[str]:
     for part in hard:
         part.stand_in(rule)
     takers = hard or [part for part in parts if rule in part.backward_rules()]
-    if parts and not takers:
+    if not takers:
         known = {r for part in parts for r in part.backward_rules()}
         raise UnknownNameError("backward rule of the chain", rule, known)
     return [rule if any(part is t for t in takers) else "exact" for part in parts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,21 @@ class Chain(Defense):
             shares[int(position)][own] = value
         return shares
 
+    def backward_rules(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Rules that `view` takes for the whole chain; unlike a class's they depend on the parts.
+
+        `"exact"` if every part is differentiable, and the rules that all the others declare.
+        """
+        hard = [part for part in self.members if not part.differentiable]
+        names = [rule for part in hard or self.members for rule in part.backward_rules()]
+        shared = [n for n in dict.fromkeys(names) if not hard or names.count(n) == len(hard)]
+        exact = ("exact",) if self.differentiable else ()
+        return exact + tuple(name for name in shared if name != "exact")
+
+    def stand_in(self, rule: str) -> Callable[[Tensor, Params], Tensor]:
+        """The chain of the parts' views: exact in value, the rule's in derivative."""
+        return self.view(rule).replay
+
     def view(self, backward: Backward | None = None) -> View:
         """The attacker's view, part by part.
 
@@ -156,14 +171,16 @@ def _join(names: list[str]) -> str:
 class _ChainView(View):
     """A chain of views, one per part; the chain's own derivative is their composition."""
 
+    defense: Chain
+
     def __init__(self, chain: Chain, rules: list[str]) -> None:
         nn.Module.__init__(self)
-        self.defense, self.chain = chain, chain
+        self.defense = chain
         self.views = [part.view(rule) for part, rule in zip(chain.members, rules, strict=True)]
         self.backward_rule = ", ".join(rules)
 
     def replay(self, x: Tensor, params: Params) -> Tensor:
-        for view, own in zip(self.views, self.chain.split(params), strict=True):
+        for view, own in zip(self.views, self.defense.split(params), strict=True):
             x = view.replay(x, own)
         return x
 
