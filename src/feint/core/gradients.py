@@ -28,6 +28,7 @@ __all__ = [
     "eot",
     "find_gradient_loss",
     "is_stochastic",
+    "known_draws",
     "nes",
     "require_gradient",
     "spsa",
@@ -228,15 +229,34 @@ def find_gradient_loss(model: Model, x: Tensor, keys: Tensor | None = None) -> s
     return None
 
 
+def known_draws(model: Model, shape: torch.Size) -> int | None:
+    """How many equally likely draws the model knows itself to have; None if it does not say."""
+    count = getattr(model, "draws", None)
+    return count(shape) if callable(count) else None
+
+
+class _Chosen:
+    """A model with a chosen draw for each image of a batch."""
+
+    def __init__(self, model: Model, draw: Tensor) -> None:
+        self.model, self.draw = model, draw
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.model(x, draw=self.draw)
+
+
 def eot(
     draws: int = 30, base: GradientEstimator = backprop, chunk: int | None = None
 ) -> GradientEstimator:
     """Expectation over transformation: gradient of the loss averaged over a model's draws.
 
-    The draws are folded into the batch axis.
+    The draws are folded into the batch axis. A model may know that its draws are few and equally
+    likely: its method `draws(shape)` then gives their number, and `model(x, draw=index)` runs a
+    chosen one. If they are at most `draws`, each is taken once: the expectation without sampling
+    error.
 
     Args:
-        draws: Draws per step, D.
+        draws: Draws per step, D; at most so many.
         base: Estimator for each draw.
         chunk: At most so many images per forward pass; by default all B·D at once.
 
@@ -251,13 +271,17 @@ def eot(
     def estimate(
         model: Model, x: Tensor, y: Tensor, loss: Loss, keys: Tensor, *, forward_only: bool = False
     ) -> Estimate:
-        drawn = random.fold(keys, "eot", 0, torch.arange(draws, device=x.device))
-        wide_x = x.repeat_interleave(draws, 0)
-        wide_y, wide_keys = y.repeat_interleave(draws, 0), drawn.flatten()
+        known = known_draws(model, x.shape)
+        exact = known is not None and known <= draws
+        count = known if known is not None and exact else draws
+        number = torch.arange(count, device=x.device)
+        wide_x, wide_y = x.repeat_interleave(count, 0), y.repeat_interleave(count, 0)
+        wide_keys = random.fold(keys, "eot", 0, number).flatten()
         size = max(1, chunk or len(wide_x))
+        chosen = number.repeat(len(x))
         parts = [
             base(
-                model,
+                _Chosen(model, chosen[i : i + size]) if exact else model,
                 wide_x[i : i + size],
                 wide_y[i : i + size],
                 loss,
@@ -270,9 +294,9 @@ def eot(
         gradient = torch.cat([p.gradient for p in parts])
         value = torch.cat([p.loss for p in parts])
         return Estimate(
-            logits.reshape(len(x), -1, logits.shape[-1]),
-            gradient.reshape(len(x), draws, *x.shape[1:]).mean(1),
-            value.reshape(len(x), draws).mean(1),
+            logits.reshape(len(x), count * logits.shape[1], logits.shape[-1]),
+            gradient.reshape(len(x), count, *x.shape[1:]).mean(1),
+            value.reshape(len(x), count).mean(1),
         )
 
     estimate.__qualname__ = f"eot({draws})"

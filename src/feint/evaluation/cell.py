@@ -70,15 +70,16 @@ class Cell:
 
         Args:
             context: Fingerprints and versions of what the specs name: keys `data`, `model`,
-                `defense`, `source`, `attack`.
+                `defense`, `source`, `attack` (its version, and when samples stop).
         """
-        scenario = get_scenario(self.scenario)
+        # A pipeline without a defense is the bare model that a gray-box attacker has.
+        bare = self.defense == "none" and self.votes == 1
         used = {
             "nothing": (),
             "model": ("model",),
-            "pipeline": ("model", "defense"),
+            "pipeline": ("model",) if bare else ("model", "defense"),
             "source": ("source",),
-        }[scenario.attacked]
+        }[get_scenario(self.scenario).attacked]
         return digest(
             {
                 "schema": SCHEMA,
@@ -89,8 +90,6 @@ class Cell:
                 "threat": [self.norm, self.eps, self.targeted] if used else [self.targeted],
                 "attacked": {part: context[part] for part in used},
                 "view": [self.backward, self.votes, self.combine] if "defense" in used else [],
-                # Where another pipeline is judged, no sample stops at its first success.
-                "transferred": scenario.attacked != scenario.judged,
             }
         )
 

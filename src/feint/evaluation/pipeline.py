@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from feint.core import random
 from feint.core.errors import ConfigError, RangeError
 from feint.core.gradients import call, is_stochastic
-from feint.defenses.base import Defense
+from feint.defenses.base import Defense, Params, View
 
 __all__ = ["Combine", "Pipeline"]
 
@@ -72,8 +72,33 @@ class Pipeline(nn.Module):
         """Whether the model or the defense declares itself random."""
         return is_stochastic(self.model) or is_stochastic(self.defense)
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Logits, (B, K)."""
+    def draws(self, shape: torch.Size) -> int | None:
+        """How many equally likely draws a prediction can hang on; None if many or unknown.
+
+        Args:
+            shape: Shape of a batch, (B, C, H, W).
+        """
+        options = self._support(shape)
+        return None if options is None else len(options)
+
+    def _support(self, shape: torch.Size) -> tuple[Params, ...] | None:
+        defense = self.defense.defense if isinstance(self.defense, View) else self.defense
+        if not isinstance(defense, Defense) or self.votes > 1 or is_stochastic(self.model):
+            return None
+        return defense.support(torch.Size((1, *shape[1:])))
+
+    def forward(
+        self, x: Tensor, keys: Tensor | None = None, *, draw: Tensor | None = None
+    ) -> Tensor:
+        """Logits, (B, K).
+
+        Args:
+            x: Images, (B, C, H, W), in [0, 1].
+            keys: (B,) int64; without them a stochastic pipeline draws from the system's entropy.
+            draw: (B,) numbers below `draws(x.shape)`: run these draws instead.
+        """
+        if draw is not None:
+            return call(self.model, self._chosen(x, draw))
         if not self.stochastic:
             return self._once(x, None)
         if keys is None:
@@ -84,6 +109,18 @@ class Pipeline(nn.Module):
         wide = random.fold(keys, "vote", 0, number).flatten()
         votes = self._once(x.repeat_interleave(self.votes, 0), wide)
         return _combine(votes.view(len(x), self.votes, -1), self.combine)
+
+    def _chosen(self, x: Tensor, draw: Tensor) -> Tensor:
+        options = self._support(x.shape)
+        if options is None or not isinstance(self.defense, (Defense, View)):
+            raise ConfigError(
+                "this pipeline's draws are too many to be numbered; give keys instead"
+            )
+        params = {
+            name: torch.cat([option[name] for option in options]).to(x.device)[draw]
+            for name in options[0]
+        }
+        return self.defense.replay(x, params)
 
     def _once(self, x: Tensor, keys: Tensor | None) -> Tensor:
         if self.defense is not None:

@@ -109,6 +109,19 @@ class Batch:
         return len(self.x)
 
 
+def _attack_context(cell: Cell) -> str:
+    """What decides an attack beside its text: its version, and whether `stop` is set for it."""
+    if cell.attack == "none":
+        return ""
+    attack, scenario = parse_attack(cell.attack), get_scenario(cell.scenario)
+    stays = (
+        scenario.attacked != scenario.judged
+        and "stop" in attack.info.parameters
+        and not attack.fixes("stop")
+    )
+    return f"{attack.info.version}, never stops" if stays else str(attack.info.version)
+
+
 @dataclass
 class Subject:
     """The objects that a cell's specs name, and what identifies them.
@@ -137,8 +150,7 @@ class Subject:
                 "defense": fingerprint(self.defense) + self.versions,
                 "source": fingerprint(self.source) + self.code.get("source", ""),
             }
-        version = "" if cell.attack == "none" else str(parse_attack(cell.attack).info.version)
-        return {**self._prints, "data": data, "attack": version}
+        return {**self._prints, "data": data, "attack": _attack_context(cell)}
 
     def pipeline(self, cell: Cell) -> Pipeline:
         """The deployed classifier."""

@@ -132,7 +132,7 @@ def story(data: DataSpec, *, seed: int = 0, judge_draws: int = 32, **options: An
         cell("white-box", ace, shift, sign),
         cell("none", ace, roam),
         cell("gray-box", ace, roam, ours),
-        cell("white-box", ace, roam, "pgd(steps=20)"),
+        cell("white-box", ace, roam, "pgd(steps=20, stop='success')"),
         cell("none", robust),
         cell("white-box", robust, attack=sign),
         cell("white-box", robust, attack="pgd(loss='margin')"),
