@@ -203,7 +203,7 @@ def test_a_view_may_hand_its_input_through(window: bool) -> None:
 def test_a_second_derivative_of_a_substitute_is_refused_and_not_zero() -> None:
     x = x_and_keys()[0].requires_grad_()
     (g,) = torch.autograd.grad(JPEG().view()(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="not have been used in the graph|once_differentiable"):
+    with pytest.raises(RuntimeError, match="to not have been used in the graph"):
         torch.autograd.grad(g.sum(), x)
 
 

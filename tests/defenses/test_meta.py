@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 import feint.defenses  # noqa: F401  registers every defense
+from feint.core import random
 from feint.core.registry import DEFENSES
-from feint.defenses import parse
+from feint.defenses import Defense, Params, parse
+from feint.defenses.base import backward_rule
 from tests.contracts.defense import DefenseContract
 
 HERE = Path(__file__).parent
@@ -52,7 +56,7 @@ def test_no_contract_test_is_overridden_away() -> None:
     representation."""
     allowed = {"test_representation_shows_the_configuration", "test_too_small_is_refused"}
     for contract in contract_classes():
-        changed = {name for name in vars(contract) if name in vars(DefenseContract)}
+        changed = {name for name in vars(contract) if hasattr(DefenseContract, name)}
         assert {name for name in changed if name.startswith("test_")} <= allowed, contract
 
 
@@ -101,3 +105,127 @@ def test_distances_measured_before(
     runs = [natural.distances(defense, seed) for seed in range(4 if defense.stochastic else 1)]
     got = tuple(sum(values) / len(runs) for values in zip(*runs, strict=True))
     assert got == pytest.approx((rms, ssim), rel=rel)
+
+
+class Faulty(Defense):
+    """The identity, but for the fault that a subclass adds."""
+
+    def transform(self, x: Tensor, params: Params) -> Tensor:
+        return x * 1.0
+
+
+class Writes(Faulty):
+    def transform(self, x: Tensor, params: Params) -> Tensor:
+        x.detach().mul_(0.5)
+        return x * 1.0
+
+
+class LooksAtItsMates(Faulty):
+    def transform(self, x: Tensor, params: Params) -> Tensor:
+        return x * 0.5 + 0.5 * x.mean() if len(x) else x
+
+
+class LeavesTheRange(Faulty):
+    def transform(self, x: Tensor, params: Params) -> Tensor:
+        return x + 0.1
+
+
+class DrawsFromTorch(Faulty):
+    def transform(self, x: Tensor, params: Params) -> Tensor:
+        return x * torch.rand(())
+
+
+class DrawsTheSame(Faulty):
+    stochastic = True
+
+    def draw(self, keys: Tensor, shape: torch.Size) -> Params:
+        return {"u": torch.full(shape[:1], 0.5)}
+
+
+class DrawsUnevenly(Faulty):
+    stochastic = True
+
+    def draw(self, keys: Tensor, shape: torch.Size) -> Params:
+        return {"u": (random.uniform(keys) < 0.7).float()}
+
+    def support(self, shape: torch.Size, device: Any = None) -> tuple[Params, ...]:
+        return ({"u": torch.zeros(shape[:1])}, {"u": torch.ones(shape[:1])})
+
+
+class CutsTheGraph(Faulty):
+    def transform(self, x: Tensor, params: Params) -> Tensor:
+        return x.detach() + 0 * x
+
+
+class LiesAboutTheGradient(Faulty):
+    def transform(self, x: Tensor, params: Params) -> Tensor:
+        return x + (x * x - x).detach()
+
+
+class HidesTheGradient(Faulty):
+    differentiable = False
+
+    @backward_rule("identity")
+    def identity(self, x: Tensor, params: Params) -> Tensor:
+        return x
+
+
+class HasNoRule(Faulty):
+    differentiable = False
+
+    def transform(self, x: Tensor, params: Params) -> Tensor:
+        return x.detach().round()
+
+
+class HasADeadRule(HasNoRule):
+    @backward_rule("dead")
+    def dead(self, x: Tensor, params: Params) -> Tensor:
+        return x * 0
+
+
+class Doubles(Faulty):
+    def transform(self, x: Tensor, params: Params) -> Tensor:
+        return x.double()
+
+
+@pytest.mark.parametrize(
+    ("cls", "test"),
+    [
+        (Writes, "test_input_is_unwritten_and_layout_does_not_matter"),
+        (LooksAtItsMates, "test_batch_mates_do_not_matter"),
+        (LeavesTheRange, "test_any_shape"),
+        (DrawsFromTorch, "test_draws"),
+        (DrawsFromTorch, "test_global_randomness_is_untouched"),
+        (DrawsTheSame, "test_draws"),
+        (DrawsUnevenly, "test_support_is_what_is_drawn_and_evenly"),
+        (CutsTheGraph, "test_differentiable_is_what_it_says"),
+        (LiesAboutTheGradient, "test_differentiable_is_what_it_says"),
+        (HidesTheGradient, "test_differentiable_is_what_it_says"),
+        (HasNoRule, "test_differentiable_is_what_it_says"),
+        (HasADeadRule, "test_views_backward_is_that_of_the_stand_in"),
+        (HasADeadRule, "test_constant_images_at_the_ends_of_the_range"),
+        (Doubles, "test_any_shape"),
+        (Faulty, "test_is_documented"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else v.__name__,
+)
+def test_the_contract_catches(cls: type[Defense], test: str) -> None:
+    """A contract that cannot fail would be worth nothing: each fault fails its test."""
+    contract = type("TestFaulty", (DefenseContract,), {"cls": cls})()
+    arguments = () if test == "test_is_documented" else ({},)
+    with pytest.raises(AssertionError):
+        getattr(contract, test)(*arguments)
+
+
+def test_the_contract_lets_an_honest_defense_pass() -> None:
+    """The control of the test above."""
+    contract = type("TestHonest", (DefenseContract,), {"cls": Faulty})()
+    for name in dir(contract):
+        if name.startswith("test_") and name not in (
+            "test_is_documented",
+            "test_dtype_is_kept",
+            "test_device_is_kept",
+            "test_class_facts_hold_for_the_default_configuration",
+            "test_unknown_keyword_is_refused",
+        ):
+            getattr(contract, name)({})
