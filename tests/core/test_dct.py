@@ -79,3 +79,7 @@ def test_soft_rounding_meets_rounding_at_integers_and_has_the_cubic_slope() -> N
     r = torch.tensor([0.0, 0.25, -0.4, 0.45], dtype=torch.float64)
     assert torch.allclose(y, torch.tensor([3.0, 3.0, -1.0, 7.0], dtype=torch.float64) + r**3)
     assert torch.allclose(slope, 3 * r**2)
+    y = soft_round(x, floor=0.05)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert torch.allclose(slope, 3 * r**2 + 0.05)
+    assert torch.autograd.gradcheck(lambda z: soft_round(z, 0.05), x)

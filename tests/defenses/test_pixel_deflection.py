@@ -12,7 +12,7 @@ from scipy import stats
 from feint.core import random
 from feint.core.errors import ConfigError, RangeError, ShapeError
 from feint.defenses import PixelDeflection
-from feint.defenses.pixel_deflection import resolve_moves
+from feint.defenses.pixel_deflection import _attempts, resolve_moves
 from tests.contracts.defense import DefenseContract, images
 
 
@@ -122,8 +122,6 @@ def moves_made(
     x = torch.zeros(len(keys), *shape)
     keep = defense._keep(x)
     gap = defense.draw(keys, x.shape)["gap"]
-    from feint.defenses.pixel_deflection import _attempts
-
     turn = (
         torch.arange(gap.shape[1]).expand_as(gap)
         if keep is None

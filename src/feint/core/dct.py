@@ -61,8 +61,9 @@ def block_dct(x: Tensor, size: int = 8) -> Tensor:
     Cost: 4·size multiply–adds per pixel.
 
     Example:
-        >>> block_dct(torch.ones(1, 1, 8, 8))[0, 0, 0, 0]
-        tensor(8.)
+        >>> block_dct(torch.ones(1, 1, 8, 8))[0, 0, :2, :2].round().abs()
+        tensor([[8., 0.],
+                [0., 0.]])
     """
     return _blockwise(x, dct_matrix(size, x.dtype, x.device))
 
@@ -87,12 +88,17 @@ def round_stable(x: Tensor) -> Tensor:
     return ((x * _TIE_GRID).round() / _TIE_GRID).round()
 
 
-def soft_round(x: Tensor) -> Tensor:
-    """Cubic rounding ⌊x⌉ + (x − ⌊x⌉)³: near to rounding, with the derivative 3(x − ⌊x⌉)².
+def soft_round(x: Tensor, floor: float = 0.0) -> Tensor:
+    """Cubic rounding ⌊x⌉ + r³ + floor·r, r = x − ⌊x⌉: near to rounding, derivative 3r² + floor.
+
+    Args:
+        x: Any shape.
+        floor: Slope at the integers. With 0, values that are rounded already have no gradient.
 
     References:
         Shin, Song, "JPEG-resistant adversarial images", NIPS 2017 workshop on machine learning and
         computer security.
     """
     whole = x.detach().round()
-    return whole + (x - whole) ** 3
+    rest = x - whole
+    return whole + rest**3 + floor * rest

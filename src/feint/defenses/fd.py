@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from feint.core.clip import clip
 from feint.core.dct import block_dct, block_idct, round_stable, soft_round
 from feint.core.errors import ConfigError, RangeError
 from feint.core.registry import defense
@@ -16,6 +15,8 @@ from feint.defenses.base import Defense, Params, backward_rule
 __all__ = ["FD", "shift_map"]
 
 _BLOCK = 8
+_FLOOR = 0.05
+"""Slope of the surrogate's rounding at the integers, where the cubic's is 0."""
 
 _PRESETS: dict[str, dict[str, object]] = {
     "repo": {"align": "repo", "step": 30.0, "low_step": 25.0},
@@ -44,9 +45,13 @@ class FD(Defense):
     `aligned`) hits every target; so does the identity on `align="exact"`.
 
     Backward rules:
-        `aligned`: the adjoint of the shift with reflected border, FD without its DCT. The best
-        one, and the default. `identity`: S1's own. `surrogate`: the whole codec with cubic
-        rounding (Shin & Song).
+        `surrogate`: the whole codec with cubic rounding (Shin & Song), its slope raised by 0.05
+        so that it vanishes nowhere, clipping ignored. The best one, and the default: six sign
+        steps within linf 1/255 on a ResNet-50 end at a cross-entropy of 14.5, with `aligned` at
+        9.1, with `identity` at 2.0 (0.22 before; 11 natural images).
+        `aligned`: the adjoint of the shift with reflected border, FD without its DCT; what it
+        gains over the identity is the part of FD's resistance that was the shift.
+        `identity`: S1's own.
 
     Args:
         preset: `"repo"` (default: the published numbers are its) is the original code with its
@@ -64,8 +69,9 @@ class FD(Defense):
         RangeError: If `passes` < 1 or a step is not positive.
         ConfigError: If `align` is unknown.
 
-    Cost: Per pass 64 float64 multiply–adds per value. One pass over a 299×299 image takes about
-        6 % of the time of a ResNet-50 forward pass at 224×224 (one CPU thread).
+    Cost: Per pass 64 float64 multiply–adds per value. One pass over a 299×299 image takes 5 to 8 %
+        of the time of a ResNet-50 forward pass at 224×224 (one CPU thread); `surrogate` runs the
+        codec forward and backward once more.
 
     Example:
         >>> import torch
@@ -86,7 +92,7 @@ class FD(Defense):
 
     differentiable: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
-    best_rule: ClassVar[str | None] = "aligned"
+    best_rule: ClassVar[str | None] = "surrogate"
 
     def __init__(
         self,
@@ -144,8 +150,9 @@ class FD(Defense):
         padded = _pad(x * 255)
         table = self.table(x.device).repeat(padded.shape[-2] // _BLOCK, padded.shape[-1] // _BLOCK)
         levels = block_dct(padded.double()) / table
-        levels = soft_round(levels) if soft else round_stable(levels)
-        y = clip(block_idct(levels * table) / 255).to(x.dtype)
+        levels = soft_round(levels, _FLOOR) if soft else round_stable(levels)
+        y = block_idct(levels * table) / 255
+        y = (y + (y.clamp(0, 1) - y).detach() if soft else y.clamp(0, 1)).to(x.dtype)
         top, left = (0, 0) if self.align == "repo" else (_before(height), _before(width))
         return y[..., top : top + height, left : left + width]
 
