@@ -107,7 +107,10 @@ def evaluate(
     ] = False,
     backward: Annotated[
         str,
-        typer.Option(help="Backward rule for the defense.", rich_help_panel=_THREAT),
+        typer.Option(
+            help="Backward rules for the defense, separated by commas: default, identity …",
+            rich_help_panel=_THREAT,
+        ),
     ] = "default",
     votes: Annotated[
         int, typer.Option(help="Draws per deployed prediction.", rich_help_panel=_THREAT)

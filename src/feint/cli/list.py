@@ -63,7 +63,10 @@ def _entries(kind: str) -> list[dict[str, object]]:
             for n in DEFENSES
         ]
     if kind == "models":
-        return [{"name": n, **card(n)} for n in bundled()]
+        return [
+            {**card(n), "name": n, "clean": card(n)["accuracy"]["clean"]["value"]}
+            for n in bundled()
+        ]
     if kind == "scenarios":
         return [{"name": s.name, "summary": s.knowledge} for s in SCENARIOS.values()]
     return [
@@ -90,7 +93,7 @@ def _table(kind: str, entries: list[dict[str, object]]) -> Table:
     facts = {
         "attacks": ("goal", "knowledge", "norms"),
         "defenses": ("differentiable", "stochastic"),
-        "models": ("architecture", "ace", "accuracy"),
+        "models": ("architecture", "ace", "clean"),
         "scenarios": (),
         "recipes": ("architecture", "ace", "epochs"),
     }[kind]

@@ -52,7 +52,8 @@ def train(
         if as_json:
             common.print_json(card)
             return
+        clean = card["accuracy"]["clean"]
         common.out.print(
-            f"{escape(plan.name)}: {100 * float(card['accuracy']):.2f} % of the test images; "  # type: ignore[arg-type]
-            f"weights and card in {escape(str(folder))}"
+            f"{escape(plan.name)}: {100 * clean['value']:.2f} % of {clean['n']} test images; "
+            f"weights and card: {escape(card['path'])}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from feint.core import spec
@@ -53,7 +54,8 @@ def plan(
         eps: The threat model's budget.
         curve: Further budgets, at which the white-box cells are computed too.
         targeted: Whether the data's targets are the attacker's goal.
-        backward: Backward rule for the defense.
+        backward: Backward rule for the defense; more, separated by commas, are tried one by one
+            in the scenarios that go through the defense.
         votes: Draws per prediction of the deployed pipeline.
         combine: How votes are combined.
         judge_draws: Held-out draws per sample.
@@ -70,6 +72,7 @@ def plan(
     expressions = [str(term) for term in spec.parse_list(attacks)]
     for expression in expressions:
         parse_attack(expression)
+    rules = [r.strip() for r in backward.split(",")]
     names = [n.strip() for n in scenarios.split(",") if n.strip()]
     if names == ["all"]:
         names = [n for n in SCENARIOS if n != "transfer" or source]
@@ -86,7 +89,7 @@ def plan(
         norm=norm,
         eps=eps,
         targeted=targeted,
-        backward=backward,
+        backward=rules[0],
         votes=votes,
         combine=combine,
         judge_draws=judge_draws,
@@ -95,11 +98,15 @@ def plan(
     cells = expand(base, expressions, names, source=source)
     for other in curve:
         more = expand(
-            Cell(**{**base.spec(), "eps": other}),
+            replace(base, eps=other),
             expressions[:1],
             [n for n in names if n in ("gray-box", "white-box")],
             undefended=False,
         )
+        cells += [c for c in more if c.attack != "none"]
+    knowing = [n for n in names if get_scenario(n).attacked == "pipeline"]
+    for rule in rules[1:]:
+        more = expand(replace(base, backward=rule), expressions, knowing, undefended=False)
         cells += [c for c in more if c.attack != "none"]
     title = options.pop("title", model if str(chain) == "none" else f"{model} + {chain}")
     return RunSpec(title=title, data=data, cells=tuple(dict.fromkeys(cells)), **options)
