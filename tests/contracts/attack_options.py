@@ -133,7 +133,8 @@ class OptionsContract(AttackHarness):
         x_adv = self.run(model, x, y, norm, mask=mask)
         changed = x_adv != x
         assert not bool((changed & ~mask).any())
-        assert bool(changed.flatten(1).any(1).all())
+        if self.info.goal == "budget":  # within a mask, a minimal attack may find nothing
+            assert bool(changed.flatten(1).any(1).all())
 
     @needs("mask")
     def test_a_mask_of_nothing_returns_x(self, norm: str, linear: LinearModel) -> None:
@@ -172,7 +173,7 @@ class OptionsContract(AttackHarness):
         x = images(4).double()
         y = predicted(clean, x)
         estimator = spsa(32, sigma=0.05)
-        x_adv = self.run(model, x, y, norm, gradient=estimator, loss="margin")
+        x_adv = self.run(model, x, y, norm, gradient=estimator, **self.knobs(loss="margin"))
         with torch.no_grad():
             before = clean(x).gather(1, y[:, None])[:, 0]
             after = clean(x_adv).gather(1, y[:, None])[:, 0]
