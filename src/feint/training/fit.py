@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -301,7 +302,11 @@ def _resume(trainer: _Trainer, folder: Path) -> None:
         raise DataError(
             f"checkpoint {path} is damaged ({error}); delete it to start anew"
         ) from None
-    if meta.get("recipe") != trainer.recipe.model_dump_json():
+    try:  # a setting that is younger than the checkpoint had its default value then
+        made_by = TrainingRecipe.model_validate_json(meta.get("recipe", ""))
+    except ValidationError:
+        made_by = None
+    if made_by != trainer.recipe:
         raise ConfigError(
             f"{path} was made by another recipe; give another output folder, or delete it"
         )

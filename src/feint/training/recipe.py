@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from feint.core.errors import ConfigError, DataError, UnknownNameError
 from feint.models.architectures import ARCHITECTURES
+from feint.models.build import Initialisation
 
 __all__ = ["Adversary", "TrainingRecipe", "list_recipes", "load_recipe"]
 
@@ -64,6 +65,8 @@ class TrainingRecipe(_Frozen):
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights; 0 for none."""
     precision: Literal["float32", "bf16"] = "bf16"
+    initialisation: Initialisation = "he"
+    """How fresh weights are drawn; see `feint.models.initialise`."""
     start: str | None = None
     """Model spec of the weights to start from; by default a fresh initialisation."""
     adversary: Adversary | None = None

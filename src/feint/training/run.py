@@ -74,7 +74,7 @@ def train(
     }
     classes = _classes(parts)
     model = build(plan.architecture, plan.ace, classes)
-    initialise(model, plan.seed)
+    initialise(model, plan.seed, plan.initialisation)
     start = _begin_from(model, plan)
     learned = parts["train"]
     fit(
