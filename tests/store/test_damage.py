@@ -67,7 +67,7 @@ def test_a_damaged_unit_is_told_by_readers_and_repaired_by_the_next_run(
     if kind == "examples":
         path = examples_path(copy, cell.examples, 1)
     damage(path)
-    with pytest.raises(DataError, match=f"{path.name} is .*; to repair the run, go on with it"):
+    with pytest.raises(DataError, match=f"{path.name} is .*; to repair the run, resume it"):
         open_run(copy).verify()
     told: list[Progress] = []
     with caplog.at_level(logging.WARNING, "feint.store"):

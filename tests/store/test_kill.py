@@ -31,7 +31,7 @@ def killed(spec: RunSpec, folder: Path, kills: int) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -52,9 +52,8 @@ def test_three_kills_end_in_the_same_bits(make: Make, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ten_kills_end_in_the_same_bits(make: Make, tmp_path: Path) -> None:
-    spec = make(
-        shard_size=1, undefended=True, scenarios=("gray-box", "white-box"), attacks=("pgd", "fgsm")
-    )
+    attacks = ("pgd(steps=3, gradient=eot(2))", "fgsm")
+    spec = make(shard_size=2, undefended=True, scenarios=("gray-box", "white-box"), attacks=attacks)
     killed(spec, tmp_path, 10)
 
 

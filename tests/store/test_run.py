@@ -102,7 +102,7 @@ def test_open_run_gives_what_run_gave(make: Make, tmp_path: Path) -> None:
     assert not any(p.cached for p in told)
     assert stored.verify() == 2 * 2 * 3  # rows and examples, two cells, three shards
     next((tmp_path / "run" / "samples").iterdir()).unlink()
-    with pytest.raises(DataError, match="run the same command again: feint evaluate"):
+    with pytest.raises(DataError, match="resume it with the same command: feint evaluate"):
         open_run(tmp_path / "run")
 
 
@@ -304,6 +304,14 @@ def test_a_directory_of_another_spec_is_refused(
         run(make(**change), whole.directory)
 
 
+def test_a_directory_of_which_nothing_came_may_become_another_run(
+    make: Make, bare: StoredRun, tmp_path: Path
+) -> None:
+    prepare(make(), tmp_path / "run")
+    run(bare_spec(make), tmp_path / "run")
+    assert open_run(tmp_path / "run").result_digest() == bare.result_digest()
+
+
 @pytest.mark.parametrize(
     ("file", "part"), [("models.py", "the model of cell 0"), ("data.npz", "the samples of cell 0")]
 )
@@ -335,6 +343,8 @@ def test_bad_input_leaves_nothing_behind(bench: Path, make: Make, tmp_path: Path
         ({"cells": [replace(good, eps=8.0)]}, "write 8/255"),
         ({"cells": [replace(good, attack="pdg")]}, "did you mean 'pgd'"),
         ({"cells": [replace(good, attack="pgd(stepz=3)")]}, "did you mean 'steps'"),
+        ({"cells": [replace(good, attack="pgd(steps=0)")]}, "steps is 0"),
+        ({"cells": [replace(good, attack="bim(steps='x')")]}, "bim.*cannot take its settings"),
         ({"cells": [replace(good, defense="noize")]}, "did you mean 'noise'"),
         ({"cells": [replace(good, model=f"{bench}/models.py:con")]}, "did you mean 'conv'"),
         ({"cells": [replace(good, targeted=True)]}, "needs a target"),

@@ -33,8 +33,8 @@ def repair(directory: Path, info: Mapping[str, Any]) -> str:
     """How to complete or repair a run: the command that was typed for it, again."""
     commands = [s["command"] for s in info["sessions"] if s["command"]]
     if commands:
-        return f"run the same command again: {shlex.join(commands[-1])}"
-    return f"go on with it: feint.store.resume({str(directory)!r})"
+        return f"resume it with the same command: {shlex.join(commands[-1])}"
+    return f"resume it with feint.store.resume({str(directory)!r})"
 
 
 def _now() -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from feint import data, defenses, models
 from feint.core.checks import check_eps
-from feint.core.errors import ConfigError, DataError
+from feint.core.errors import ConfigError, DataError, FeintError
 from feint.core.registry import ATTACKS, DEFENSES
 from feint.data import Dataset
 from feint.defenses import Chain, Defense
@@ -142,6 +142,8 @@ class Resolver:
                     "for every sample"
                 )
             planned.append(self.address(cell, self.samples.fingerprint))
+            if cell.attack != "none":
+                self._try_settings(cell)
         return planned
 
     def address(self, cell: Cell, fingerprint: str) -> Planned:
@@ -156,6 +158,18 @@ class Resolver:
             subject.attacker(cell).settings()
         context = subject.context(cell, fingerprint)
         return Planned(cell, cell.key(context), cell.attack_key(context), context)
+
+    def _try_settings(self, cell: Cell) -> None:
+        """Run the cell's attack on no image at all: a bad value is an error now."""
+        attacker, batch = self(cell).attacker(cell), self.samples.read(0, 1)
+        none = torch.empty(0, dtype=torch.int64, device=batch.x.device)
+        settings = {**attacker.settings(), "seed": none}
+        try:
+            attacker.attack.info.component(attacker.view, batch.x[:0], none, **settings)
+        except FeintError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"attack {cell.attack!r} cannot take its settings: {error}") from None
 
     def components(self) -> dict[str, dict[str, int]]:
         """Registered versions of the attacks and defenses that the run names."""

@@ -194,7 +194,13 @@ def _existing(directory: Path, spec: RunSpec, resume: bool) -> Record | None:
             raise ConfigError(
                 f"{directory} holds a run already; give another folder, or leave resume=False out"
             )
-        record.check_spec(spec)
+        if any(directory.glob("samples/*.parquet")):
+            record.check_spec(spec)
+            return record
+        try:
+            record.check_spec(spec)
+        except ConfigError:
+            return None  # nothing came of the other run: nothing is lost
         return record
     ours = {"samples", "examples", "findings.json", "result.json"}
     others = [p.name for p in directory.iterdir() if p.name[0] != "." and p.name not in ours]
