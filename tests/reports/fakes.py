@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -212,8 +212,3 @@ def small_data(results: Sequence[CellResult] | None = None, **changes: Any) -> R
     """One cell, no findings, nothing else."""
     results = [cell_result(Cell("none", model="m"), 0.5)] if results is None else results
     return replace(ReportData(results, [], conclude(results, [])), **changes)
-
-
-def nasty(text: str) -> Mapping[str, str]:
-    """The same hostile text wherever a user may put one."""
-    return {"model": text, "defense": text}
