@@ -188,7 +188,8 @@ class Subject:
             if self.source is None:
                 raise ConfigError("scenario 'transfer' needs a source model")
             return self.source
-        return self.model
+        # The pipeline that a cell without defense attacks: the two may share their examples.
+        return Pipeline(self.model)
 
     def judged(self, cell: Cell) -> nn.Module:
         """What the cell's judge asks."""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding
+from feint.evaluation.health.case import strongest
 from feint.evaluation.health.cells import check_cell
 from feint.evaluation.health.pipelines import check_pipeline
-from feint.evaluation.health.together import check_together, strongest
+from feint.evaluation.health.together import check_together
 from feint.evaluation.results import CellResult, by_deployment
 from feint.evaluation.samples import Samples
 from feint.evaluation.shard import Subject

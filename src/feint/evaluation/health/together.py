@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from feint.core import random
@@ -17,15 +15,13 @@ from feint.core.norms import random_in_ball
 from feint.evaluation.attackers import ParsedAttack, parse_attack
 from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding, Status
+from feint.evaluation.health.case import Case, case_of
 from feint.evaluation.health.declare import Undeclared
-from feint.evaluation.judge import Judgement, judge
-from feint.evaluation.metrics import clearly_more
 from feint.evaluation.results import CellResult
 from feint.evaluation.scenarios import get_scenario
-from feint.evaluation.shard import Batch, Rows, Subject, judge_shard
-from feint.evaluation.verdict import name_of
+from feint.evaluation.shard import Batch, Subject
 
-__all__ = ["check_together", "strongest"]
+__all__ = ["check_together"]
 
 RANDOM_POINTS = 20
 """Random points per sample of the blind control."""
@@ -33,60 +29,6 @@ FEW = 16
 """Samples that are attacked with a budget of zero."""
 NUMBERS = 1 << 22
 """Random numbers that are drawn at a time."""
-
-
-def strongest(group: Sequence[CellResult]) -> CellResult | None:
-    """The white-box cell that left the least, among those that differentiate where there are any.
-
-    Only cells of the group's largest budget count.
-    """
-    white = [r for r in group if r.cell.scenario == "white-box"]
-    white = [r for r in white if parse_attack(r.cell.attack).needs_gradient] or white
-    if not white:
-        return None
-    budget = max(r.cell.eps for r in white if r.cell.norm == white[0].cell.norm)
-    here = [r for r in white if r.cell.norm == white[0].cell.norm and r.cell.eps == budget]
-    return min(here, key=lambda r: r.accuracy.value)
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A pipeline under its strongest white-box cell, and the counts that white-box attacks left."""
-
-    subject: Subject
-    cell: Cell
-    batch: Batch
-    group: Sequence[CellResult]
-    right: NDArray[np.float64]
-    """(N,) draws right under the gradient attack that did worst to each sample."""
-    draws: NDArray[np.float64]
-    batch_size: int
-    name: str
-
-    @property
-    def keys(self) -> Tensor:
-        """Keys of the batch's samples."""
-        return random.keys(self.cell.seed, self.batch.index).to(self.batch.x.device)
-
-    def lost(self, right: NDArray[Any], draws: NDArray[Any] | int) -> NDArray[np.bool_]:
-        """Samples that white-box attacks left standing and that other counts show to fall."""
-        n = len(right)
-        standing = self.right[:n] / self.draws[:n] > 0.5
-        falls = np.asarray(right) / draws <= 0.5
-        return standing & falls & clearly_more(self.right[:n], self.draws[:n], right, draws)
-
-    def attack(self, attack: ParsedAttack, batch: Batch, eps: float) -> tuple[Tensor, Rows]:
-        """The cell's attack with other settings, and its judged rows."""
-        attacker = replace(self.subject.attacker(self.cell), attack=attack, eps=eps)
-        keys = random.keys(self.cell.seed, batch.index)
-        found = attacker.run(batch.x, batch.goal(self.cell.targeted), keys, self.batch_size)
-        cell = replace(self.cell, eps=eps)
-        return found.x_adv, judge_shard(cell, self.subject, batch, found, self.batch_size)
-
-    def judge(self, x: Tensor, y: Tensor, keys: Tensor, draws: int, purpose: str) -> Judgement:
-        """Fresh draws of the deployed pipeline."""
-        pipeline = self.subject.judged(self.cell)
-        return judge(pipeline, x, y, keys, draws=draws, batch_size=self.batch_size, purpose=purpose)
 
 
 def check_together(
@@ -103,43 +45,35 @@ def check_together(
         batch: The run's first samples.
         batch_size: Images per forward pass.
     """
-    best = strongest(group)
-    if best is None:
-        return
-    cell, gradient = best.cell, parse_attack(best.cell.attack).needs_gradient
-    white = [
-        r
-        for r in group
-        if r.cell.scenario == "white-box"
-        and (r.cell.norm, r.cell.targeted) == (cell.norm, cell.targeted)
-        and parse_attack(r.cell.attack).needs_gradient == gradient
-    ]
-    worst = np.argmin([r.shares for r in white], axis=0), np.arange(len(best.shares))
-    case = _Case(
-        resolve(cell),
-        cell,
-        batch,
-        group,
-        np.stack([r.rows["correct"] for r in white])[worst].astype(np.float64),
-        np.stack([r.rows["draws"] for r in white])[worst].astype(np.float64),
-        batch_size,
-        name_of(cell.model, cell.defense),
+    threats = list(
+        dict.fromkeys(
+            (r.cell.norm, r.cell.targeted) for r in group if r.cell.scenario == "white-box"
+        )
     )
-    yield from _weaker_attackers(case, white)
-    yield from _larger_budgets(group, case.name)
-    yield _random_points(case)
-    yield _zero_budget(case)
-    yield from _more_steps(case)
+    for norm, targeted in threats:
+        here = [
+            r
+            for r in group
+            if r.cell.attack == "none" or (r.cell.norm, r.cell.targeted) == (norm, targeted)
+        ]
+        case = case_of(here, resolve, batch, batch_size)
+        if len(threats) > 1:
+            words = f"{case.name}, {norm}" + (", targeted" if targeted else "")
+            case = replace(case, name=words)
+        yield from _weaker_attackers(case)
+        yield from _larger_budgets(here, case.name)
+        yield _random_points(case)
+        yield _zero_budget(case)
+        yield from _more_steps(case)
 
 
-def _weaker_attackers(case: _Case, white: Sequence[CellResult]) -> Iterator[Finding]:
-    mine = case.cell
+def _weaker_attackers(case: Case) -> Iterator[Finding]:
     for result in case.group:
         cell = result.cell
-        same = (cell.norm, cell.targeted) == (mine.norm, mine.targeted) and cell.eps <= mine.eps
-        if cell.attack == "none" or not same or get_scenario(cell.scenario).judged != "pipeline":
+        judged = get_scenario(cell.scenario).judged == "pipeline"
+        if cell.attack == "none" or not judged or id(result) in case.white:
             continue
-        if any(result is r for r in white):
+        if cell.eps > case.cell.eps:
             continue
         lost = case.lost(result.rows["correct"], result.rows["draws"])
         yield Finding(
@@ -172,7 +106,7 @@ def _larger_budgets(group: Sequence[CellResult], name: str) -> Iterator[Finding]
             )
 
 
-def _random_points(case: _Case) -> Finding:
+def _random_points(case: Case) -> Finding:
     """Random points of the ball (half of them corners for linf) against the white-box attacks."""
     cell, batch, keys = case.cell, case.batch, case.keys
     size = max(1, NUMBERS // (RANDOM_POINTS * batch.x[0].numel()))
@@ -193,7 +127,7 @@ def _random_points(case: _Case) -> Finding:
     )
 
 
-def _worst_point(case: _Case, batch: Batch, keys: Tensor) -> Tensor:
+def _worst_point(case: Case, batch: Batch, keys: Tensor) -> Tensor:
     """For each sample the random point that is right on the fewest of four draws."""
     number = torch.arange(RANDOM_POINTS, device=keys.device)
     drawn = random.fold(keys, "blind", 0, number).flatten()
@@ -215,7 +149,7 @@ def _steps(parsed: ParsedAttack) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _zero_budget(case: _Case) -> Finding:
+def _zero_budget(case: Case) -> Finding:
     """The attack with a budget of zero: it must give the images back, judged as they were."""
     few, parsed = case.batch.select(slice(0, FEW)), parse_attack(case.cell.attack)
     check = "zero-budget"
@@ -230,7 +164,15 @@ def _zero_budget(case: _Case) -> Finding:
     x_adv, rows = case.attack(replace(parsed, kwargs=kwargs), few, 0.0)
     moved = int((x_adv != few.x).flatten(1).any(1).sum())
     evidence = f"at eps = 0 the attack changes {moved} of {len(few)} images"
-    clean = next((r for r in case.group if r.cell.scenario == "none"), None)
+    clean = next(
+        (
+            r
+            for r in case.group
+            if r.cell.scenario == "none"
+            and (r.cell.seed, r.draws) == (case.cell.seed, int(rows["draws"].max()))
+        ),
+        None,
+    )
     pipeline = case.subject.pipeline(case.cell)
     unkeyed = any(isinstance(m, Undeclared) and not m.keyed for m in pipeline.modules())
     other = 0
@@ -243,7 +185,7 @@ def _zero_budget(case: _Case) -> Finding:
     return Finding(check, status, case.name, evidence)
 
 
-def _more_steps(case: _Case) -> Iterator[Finding]:
+def _more_steps(case: Case) -> Iterator[Finding]:
     """Twice the steps on the samples that still stand."""
     check, parsed, batch = "more-steps-do-not-help", parse_attack(case.cell.attack), case.batch
     steps = _steps(parsed)
