@@ -18,11 +18,11 @@ from feint.data import DEFAULT, load
 from feint.evaluation.cell import digest
 from feint.evaluation.evaluate import Progress
 from feint.recipes.plans import DEFAULT_ATTACKS, DEFAULT_SCENARIOS, plan, story
-from feint.reports import from_run, render
+from feint.reports import ReportData, from_run, render
 from feint.reports.html import write
-from feint.store import DataSpec, RunSpec, open_run, run
+from feint.store import DataSpec, Resolver, RunSpec, StoredRun, open_run, run
 
-__all__ = ["evaluate", "publish"]
+__all__ = ["evaluate", "gather", "publish"]
 
 SAMPLES = 200
 """How many samples are taken unless told otherwise, where there are so many."""
@@ -205,12 +205,30 @@ def evaluate(
 
 
 def publish(folder: Path, *, as_json: bool = False) -> Path:
-    """Write a run's HTML page beside it, and print its table unless JSON is wanted."""
-    data = from_run(open_run(folder))
-    page = write(data, folder / "report.html")
+    """Write a run's HTML page into its folder, and print its table unless JSON is wanted."""
+    page = folder / "report.html"
+    data = gather(open_run(folder), page)
+    write(data, page)
     if not as_json:
         render(common.out, data)
     return page
+
+
+def gather(stored: StoredRun, page: Path, *, maps: bool = True) -> ReportData:
+    """What a run's reports show; the budget of its first attack is the main one.
+
+    Args:
+        stored: The run.
+        page: Where the page will be.
+        maps: Load the run's models for heat maps of input gradients.
+    """
+    attacked = [c.eps for c in stored.spec.cells if c.attack != "none"]
+    return from_run(
+        stored,
+        resolver=Resolver(stored.spec) if maps else None,
+        eps=attacked[0] if attacked else None,
+        html=str(page),
+    )
 
 
 class _Show:

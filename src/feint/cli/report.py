@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 
 from feint.cli import common
-from feint.core.errors import DataError
-from feint.reports import from_run, render
+from feint.cli.evaluate import gather
+from feint.core.errors import DataError, FeintError
+from feint.reports import render
 from feint.reports.html import write as write_html
 from feint.reports.markdown import write as write_markdown
 from feint.store import open_run
@@ -29,11 +30,18 @@ def report(
     """Show a run again: table, findings, verdict, and its HTML page. Nothing is recomputed."""
     with common.guard():
         stored = open_run(folder)
-        data = from_run(stored)
         page = out or folder / "report.html"
         if page.suffix not in (".html", ".md"):
             raise DataError(f"{page} has suffix {page.suffix!r}; expected .html or .md")
-        (write_markdown if page.suffix == ".md" else write_html)(data, page)
+        write = write_markdown if page.suffix == ".md" else write_html
+        try:
+            data = gather(stored, page)
+            write(data, page)
+        except FeintError as error:
+            # The numbers need no model; the heat maps do, and it may not be on this machine.
+            common.err.print(f"without gradient maps: {escape(str(error))}", soft_wrap=True)
+            data = gather(stored, page, maps=False)
+            write(data, page)
         if as_json:
             common.print_json(
                 {**stored.evaluation.as_dict(), "run": str(folder), "html": str(page)}
