@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchvision
 
 from feint.core.errors import ConfigError, DataError, UnknownNameError
 from feint.data.dataset import Dataset
@@ -120,7 +119,9 @@ def cifar(kind: str, split: str, root: str | Path | None, download: bool) -> Dat
         Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
     folder = Path(root or os.environ.get("FEINT_DATA") or Path.home() / ".cache" / "feint")
-    maker = torchvision.datasets.CIFAR10 if kind == "cifar10" else torchvision.datasets.CIFAR100
+    from torchvision import datasets  # loads slowly, and only these two sets need it
+
+    maker = datasets.CIFAR10 if kind == "cifar10" else datasets.CIFAR100
     try:
         with warnings.catch_warnings():
             # The original batches were pickled with an old numpy, at which a new numpy grumbles.

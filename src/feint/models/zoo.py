@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-import torchvision
 from torch import nn
 
 from feint.core.errors import ConfigError, DataError, UnknownNameError
@@ -30,12 +29,14 @@ def load_torchvision(rest: str, download: bool) -> nn.Module:
         DataError: The weights are not in torch's cache, or damaged.
     """
     name, _, wanted = rest.partition(":")
-    names = torchvision.models.list_models(module=torchvision.models)
+    from torchvision import models  # loads slowly, and only this function needs it
+
+    names = models.list_models(module=models)
     if name not in names:
         raise UnknownNameError("torchvision model", name, names)
-    choices = {w.name: w for w in torchvision.models.get_model_weights(name)}
+    choices = {w.name: w for w in models.get_model_weights(name)}
     if not wanted:
-        wanted = torchvision.models.get_model_weights(name).DEFAULT.name
+        wanted = models.get_model_weights(name).DEFAULT.name
     if wanted not in choices:
         raise UnknownNameError(f"weights of {name}", wanted, choices)
     weights = choices[wanted]
@@ -47,7 +48,7 @@ def load_torchvision(rest: str, download: bool) -> nn.Module:
             f"the weights {wanted} of {name} are not at {path}; put them there or {_FETCH}"
         )
     with _explained(f"torchvision:{rest}"):
-        net = torchvision.models.get_model(name, weights=weights, progress=False)
+        net = models.get_model(name, weights=weights, progress=False)
     preset = weights.transforms()
     return Resized(Normalized(net, preset.mean, preset.std), int(preset.crop_size[0])).eval()
 
