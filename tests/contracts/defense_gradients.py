@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from feint.core import random
 from feint.core.errors import UnknownNameError
 from feint.core.gradients import backprop, eot
+from feint.core.spec import format_value
 from feint.defenses.base import Defense, Params, View
 
 
@@ -184,4 +185,5 @@ def _agrees(
 
 
 def _label(config: dict[str, Any]) -> str:
-    return ",".join(f"{k}={v}" for k, v in config.items())[:60] or "default"
+    """The same name in every process: pytest-xdist compares what its workers collect."""
+    return ",".join(f"{k}={format_value(v)}" for k, v in config.items())[:60] or "default"
