@@ -39,7 +39,7 @@ def train(
         common.set_threads(threads)
         plan = load_recipe(recipe)
         with common.progress(not as_json) as bar:
-            task = bar.add_task(plan.name, total=plan.total_epochs, rate="")
+            task = bar.add_task(plan.name, total=plan.epochs, rate="")
 
             def show(report: EpochReport) -> None:
                 rate = (

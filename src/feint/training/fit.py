@@ -105,11 +105,10 @@ class _Trainer:
         loss_sum = hits = torch.zeros((), device=self.device)
         for step in range(self.steps_per_epoch):
             index = order[step * r.batch_size : (step + 1) * r.batch_size]
-            done = self.epoch + step / self.steps_per_epoch
-            progress, peak = r.cycle(done)
+            progress = (self.epoch + step / self.steps_per_epoch) / r.epochs
             for group in self.optimizer.param_groups:
-                group["lr"] = one_cycle(progress, peak, r.rise)
-            loss, hit = self._step(index, done / r.total_epochs)
+                group["lr"] = one_cycle(progress, r.peak_lr, r.rise)
+            loss, hit = self._step(index, progress)
             loss_sum, hits = loss_sum + loss, hits + hit
         self.epoch += 1
         total = self.steps_per_epoch * r.batch_size
@@ -253,12 +252,12 @@ def fit(
         except OSError as error:
             raise DataError(f"cannot make the folder {folder}: {error.strerror}") from None
         _resume(trainer, folder)
-    while trainer.epoch < recipe.total_epochs:
+    while trainer.epoch < recipe.epochs:
         start = time.perf_counter()
         loss, hit = trainer.run_epoch()
         report = EpochReport(
             trainer.epoch,
-            recipe.total_epochs,
+            recipe.epochs,
             loss,
             hit,
             trainer.optimizer.param_groups[0]["lr"],

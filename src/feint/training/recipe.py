@@ -14,7 +14,7 @@ from feint.core.errors import ConfigError, DataError, UnknownNameError
 from feint.models.architectures import ARCHITECTURES
 from feint.models.build import Initialisation
 
-__all__ = ["Adversary", "Cycle", "TrainingRecipe", "list_recipes", "load_recipe"]
+__all__ = ["Adversary", "TrainingRecipe", "list_recipes", "load_recipe"]
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -44,13 +44,6 @@ class Adversary(_Frozen):
         return parse_fraction(value)
 
 
-class Cycle(_Frozen):
-    """A further one-cycle schedule that goes on from the weights of the one before."""
-
-    epochs: Annotated[int, Field(ge=1)]
-    peak_lr: Positive
-
-
 class TrainingRecipe(_Frozen):
     """Everything that decides the weights that come out."""
 
@@ -64,8 +57,6 @@ class TrainingRecipe(_Frozen):
     batch_size: Annotated[int, Field(ge=1)] = 128
     peak_lr: Positive
     """Largest learning rate of the one-cycle schedule."""
-    again: tuple[Cycle, ...] = ()
-    """Further cycles after the first one (warm restarts)."""
     rise: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training over which the learning rate rises."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -80,24 +71,6 @@ class TrainingRecipe(_Frozen):
     """Model spec of the weights to start from; by default a fresh initialisation."""
     adversary: Adversary | None = None
     seed: int = 0
-
-    @property
-    def total_epochs(self) -> int:
-        """Epochs of all cycles."""
-        return self.epochs + sum(cycle.epochs for cycle in self.again)
-
-    def cycle(self, epoch: float) -> tuple[float, float]:
-        """Where a moment of the training lies: (share of its cycle that is done, peak rate).
-
-        Args:
-            epoch: Epochs done, with a fraction.
-        """
-        length, peak = self.epochs, self.peak_lr
-        for following in self.again:
-            if epoch < length:
-                break
-            epoch, length, peak = epoch - length, following.epochs, following.peak_lr
-        return epoch / length, peak
 
     @field_validator("architecture")
     @classmethod
