@@ -85,7 +85,11 @@ def test_backprop_equals_finite_differences() -> None:
         assert float(got[index]) == pytest.approx(float((up - down)[index[0]] / (2 * h)), rel=1e-5)
 
 
-@pytest.mark.parametrize("estimator", [backprop, eot(3), spsa(4), nes(4)], ids=str)
+@pytest.mark.parametrize(
+    "estimator",
+    [backprop, eot(3), spsa(4), nes(4)],
+    ids=lambda v: getattr(v, "__qualname__", str(v)),
+)
 def test_forward_only_skips_the_gradient(estimator: Any, two: LinearModel) -> None:
     # Oracle: counts, and the full estimate's logits and loss.
     model, x, keys = Counting(two), images(4).double(), random.keys(0, 4)
@@ -102,7 +106,7 @@ def test_forward_only_skips_the_gradient(estimator: Any, two: LinearModel) -> No
 @pytest.mark.parametrize(
     ("estimator", "forwards", "backwards"),
     [(backprop, 1, 1), (eot(5), 5, 5), (spsa(7), 15, 0), (nes(7), 15, 0), (eot(2, spsa(3)), 14, 0)],
-    ids=str,
+    ids=lambda v: getattr(v, "__qualname__", str(v)),
 )
 def test_cost(estimator: Any, forwards: int, backwards: int, two: LinearModel) -> None:
     # Oracle: the documented cost per sample.
@@ -191,7 +195,9 @@ def test_bias_and_variance_on_a_linear_loss(
     assert along == pytest.approx(1, abs=4 * (2 / samples / count) ** 0.5)
 
 
-@pytest.mark.parametrize("estimator", [spsa(64), nes(64)], ids=str)
+@pytest.mark.parametrize(
+    "estimator", [spsa(64), nes(64)], ids=lambda v: getattr(v, "__qualname__", str(v))
+)
 def test_the_estimate_does_not_depend_on_the_batch_size(estimator: Any, two: LinearModel) -> None:
     # Oracle: property. Foolbox: cosine 0.63, 0.30, 0.11, 0.045 for batches of 1, 8, 64, 256.
     count = 64
