@@ -303,6 +303,16 @@ def test_one_draw_for_a_whole_batch() -> None:
     assert found["batch-independence"].status == "pass"
 
 
+@pytest.mark.parametrize("p", [0.5, 0.95])
+@pytest.mark.parametrize("coin", [UnkeyedCoin, SharedCoin])
+def test_rare_tosses_are_told_apart(coin: type[Coin], p: float) -> None:
+    """Eight copies often toss alike at p = 0.95, own tosses or not: one look is not enough."""
+    wrapped, noted = declare(coin(p), SMALL)
+    assert isinstance(wrapped, Undeclared)
+    assert wrapped.alone == (coin is SharedCoin)
+    assert [f.check for f in noted] == ["unkeyed-randomness"]
+
+
 def test_unkeyed_randomness_cannot_show_coupling() -> None:
     wrapped, _ = declare(UnkeyedCoin(0.5), SMALL)
     found = findings(wrapped, x=SMALL)["batch-independence"]

@@ -78,8 +78,8 @@ def rate(shares: ArrayLike, draws: int = 1) -> Rate:
 
     For 0/1 facts this is Wilson's interval. For shares of `draws` draws it is Wilson's interval
     with the effective number of trials m(1−m)/Var(mean), which lies between the number of samples
-    (draws of a sample all agree) and samples × draws (they are all independent). Two samples are
-    added to the variance, one always right and one never: a kind of sample that is too rare to
+    (draws of a sample all agree) and samples × draws (they are all independent). Four samples are
+    added to the variance, two always right and two never: a kind of sample that is too rare to
     have been met may still be there, and without them a few failing draws among many right ones
     would give a narrower interval than none.
 
@@ -89,6 +89,11 @@ def rate(shares: ArrayLike, draws: int = 1) -> Rate:
 
     Raises:
         RangeError: If there are no samples or a share lies outside [0, 1].
+
+    References:
+        Agresti, Coull, "Approximate is better than exact for interval estimation of binomial
+        proportions", The American Statistician 1998: two successes and two failures, there added
+        to the estimate, here to its variance.
     """
     values = np.asarray(shares, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
@@ -98,7 +103,7 @@ def rate(shares: ArrayLike, draws: int = 1) -> Rate:
     n, mean = len(values), float(values.mean())
     effective = float(n)
     if draws > 1 and n > 1 and 0 < mean < 1:
-        spread = float(((values - mean) ** 2).sum()) + mean**2 + (1 - mean) ** 2
+        spread = float(((values - mean) ** 2).sum()) + 2 * mean**2 + 2 * (1 - mean) ** 2
         variance = spread / ((n - 1) * n)
         effective = min(max(mean * (1 - mean) / variance, float(n)), float(n * draws))
     low, high = wilson(mean * effective, effective)
