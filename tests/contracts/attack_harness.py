@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from feint.core.registry import ATTACKS, AttackInfo
 
-EPS = {"linf": 0.1, "l2": 0.4, "l1": 1.0, "l0": 4.0}
-"""Budgets that fit the images of 3×4×4 used here."""
+EPS = {"linf": 0.1, "l2": 0.4, "l1": 1.0, "l0": 4.0, "spatial": 0.0}
+"""Budgets that fit the images of 3×4×4 used here; a spatial attack has keywords of its own."""
 
 
 def needs(*keywords: str, goal: str | None = None, knowledge: str | None = None) -> Any:

@@ -15,7 +15,7 @@ from feint.core.errors import ConfigError, UnknownNameError
 
 __all__ = ["ATTACKS", "DEFENSES", "AttackInfo", "DefenseInfo", "Registry", "attack", "defense"]
 
-Goal = Literal["budget", "minimal"]
+Goal = Literal["budget", "minimal", "transform"]
 Knowledge = Literal["gradient", "score", "decision"]
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", bound=type)
@@ -120,7 +120,8 @@ def attack(
     """Register a function `attack(model, x, y, *, …) -> x_adv` under its own name.
 
     Args:
-        goal: `"budget"` maximises the loss within eps; `"minimal"` seeks the nearest adversarial.
+        goal: `"budget"` maximises the loss within eps; `"minimal"` seeks the nearest adversarial;
+            `"transform"` searches a set of transformations that no norm measures (no eps).
         knowledge: What the attack asks of the model: gradients, scores, or decisions only.
         norms: Norms that its `norm` keyword accepts, the default one first.
         paper: Source, as "Authors, year, arXiv id".
