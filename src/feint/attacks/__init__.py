@@ -3,19 +3,35 @@
 from feint.attacks.apgd import apgd
 from feint.attacks.bim import bim
 from feint.attacks.deepfool import deepfool
+from feint.attacks.feature_bpda import feature_bpda
 from feint.attacks.fgsm import fgsm
+from feint.attacks.hopskipjump import hopskipjump
+from feint.attacks.jsma import jsma
 from feint.attacks.lbfgs import lbfgs
 from feint.attacks.mi_fgsm import mi_fgsm
+from feint.attacks.one_pixel import one_pixel
 from feint.attacks.pgd import pgd
+from feint.attacks.reparameterized import reparameterized
+from feint.attacks.spatial import spatial
+from feint.attacks.spsa import spsa
 from feint.attacks.square import square
+from feint.attacks.transfer import transfer
 
 __all__ = [
     "apgd",
     "bim",
     "deepfool",
+    "feature_bpda",
     "fgsm",
+    "hopskipjump",
+    "jsma",
     "lbfgs",
     "mi_fgsm",
+    "one_pixel",
     "pgd",
+    "reparameterized",
+    "spatial",
+    "spsa",
     "square",
+    "transfer",
 ]
