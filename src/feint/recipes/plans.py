@@ -144,12 +144,12 @@ def story(data: DataSpec, *, seed: int = 0, judge_draws: int = 32, **options: An
         cell("white-box", robust, attack=sign),
         cell("white-box", robust, attack="pgd(loss='margin')"),
     ]
-    # Further budgets, for accuracy against eps; weak ones are where the curves differ.
-    for eps in (1 / 255, 2 / 255, 4 / 255):
-        cells += [
-            replace(cell("white-box", ace, shift, sign), eps=eps),
-            replace(cell("white-box", robust, attack=sign), eps=eps),
-        ]
+    # Further budgets, for accuracy against eps; small ones are where the curves differ.
+    cells += [
+        replace(cell("white-box", ace, shift, sign), eps=1 / 255),
+        replace(cell("white-box", ace, shift, sign), eps=2 / 255),
+        replace(cell("white-box", robust, attack=sign), eps=4 / 255),
+    ]
     claim = Published(
         label="defense success",
         value=0.983,
