@@ -10,7 +10,7 @@ import torch
 
 from feint.core import random
 from feint.core.errors import ConfigError
-from feint.core.gradients import backprop, eot
+from feint.core.gradients import backprop, eot, spsa
 from feint.core.losses import margin
 from feint.defenses import parse
 from feint.evaluation import Pipeline
@@ -64,3 +64,11 @@ def test_known_draws(defense: str, votes: int, count: int | None) -> None:
     if count is None:
         with pytest.raises(ConfigError, match="too many"):
             pipeline(torch.rand(shape, dtype=torch.float64), draw=torch.zeros(2, dtype=torch.int64))
+
+
+def test_scores_are_sampled_even_where_draws_are_known() -> None:
+    x = random.uniform(random.keys(0, 2), (3, 8, 8), dtype=torch.float64)
+    view = Pipeline(conv_net(), parse("pixel_shift(random=True)")).view()
+    estimate = eot(8, base=spsa(4))(view, x, torch.tensor([0, 1]), margin, random.keys(1, 2))
+    assert estimate.logits.shape == (2, 8, 4)
+    assert bool(estimate.gradient.any())

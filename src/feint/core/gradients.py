@@ -252,8 +252,8 @@ def eot(
 
     The draws are folded into the batch axis. A model may know that its draws are few and equally
     likely: its method `draws(shape)` then gives their number, and `model(x, draw=index)` runs a
-    chosen one. If they are at most `draws`, each is taken once: the expectation without sampling
-    error.
+    chosen one. If they are at most `draws` and `base` is `backprop`, each is taken once: the expectation
+    without sampling error.
 
     Args:
         draws: Draws per step, D; at most so many.
@@ -272,7 +272,8 @@ def eot(
         model: Model, x: Tensor, y: Tensor, loss: Loss, keys: Tensor, *, forward_only: bool = False
     ) -> Estimate:
         known = known_draws(model, x.shape)
-        exact = known is not None and known <= draws
+        # Score estimators make images of their own, which a chosen draw per image does not fit.
+        exact = known is not None and known <= draws and base is backprop
         count = known if known is not None and exact else draws
         number = torch.arange(count, device=x.device)
         wide_x, wide_y = x.repeat_interleave(count, 0), y.repeat_interleave(count, 0)
