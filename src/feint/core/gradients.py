@@ -252,8 +252,8 @@ def eot(
 
     The draws are folded into the batch axis. A model may know that its draws are few and equally
     likely: its method `draws(shape)` then gives their number, and `model(x, draw=index)` runs a
-    chosen one. If they are at most `draws` and `base` is `backprop`, each is taken once: the expectation
-    without sampling error.
+    chosen one. If they are at most `draws` and `base` is `backprop`, each is taken once: the
+    expectation without sampling error.
 
     Args:
         draws: Draws per step, D; at most so many.
