@@ -1,8 +1,10 @@
 """Attacks: flat functions `attack(model, x, y, *, …) -> x_adv`, one family per file."""
 
 from feint.attacks.apgd import apgd
+from feint.attacks.autoattack import autoattack
 from feint.attacks.bim import bim
 from feint.attacks.deepfool import deepfool
+from feint.attacks.fab import fab
 from feint.attacks.feature_bpda import feature_bpda
 from feint.attacks.fgsm import fgsm
 from feint.attacks.hopskipjump import hopskipjump
@@ -16,11 +18,14 @@ from feint.attacks.spatial import spatial
 from feint.attacks.spsa import spsa
 from feint.attacks.square import square
 from feint.attacks.transfer import transfer
+from feint.attacks.worst_of import worst_of
 
 __all__ = [
     "apgd",
+    "autoattack",
     "bim",
     "deepfool",
+    "fab",
     "feature_bpda",
     "fgsm",
     "hopskipjump",
@@ -34,4 +39,5 @@ __all__ = [
     "spsa",
     "square",
     "transfer",
+    "worst_of",
 ]
