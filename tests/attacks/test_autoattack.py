@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from feint.attacks.autoattack import autoattack
+from feint.attacks.worst_of import worst_of
 from feint.core import random
-from feint.core.errors import ConfigError, RangeError
+from feint.core.errors import ConfigError, ModelError, RangeError
 from feint.core.gradients import eot
 from feint.core.norms import distance
 from feint.evaluation.judge import judge
@@ -66,7 +67,7 @@ def passes(version: str, norm: str = "linf", **kwargs: Any) -> tuple[int, int]:
         model, x, predicted(inner, x), version=version, norm=norm, eps=1e-4, steps=5, queries=7,
         stop="never", **kwargs,
     )  # fmt: skip
-    return model.forwards, model.backwards
+    return model.forwards - 2 * 3, model.backwards  # all three are asked twice first
 
 
 def test_the_parts_are_those_of_the_paper() -> None:
@@ -153,9 +154,7 @@ def test_a_random_model_falls_as_often_as_it_can() -> None:
 
 def test_the_random_version_takes_the_draws_it_says() -> None:
     # Oracle: counts: two APGDs, and their two results on held-out draws.
-    model = Counting(StochasticLinear())
-    model.stochastic = True
-    inner = model.model
+    inner = StochasticLinear()
 
     class Keyed(Counting):
         stochastic = True
@@ -168,6 +167,69 @@ def test_the_random_version_takes_the_draws_it_says() -> None:
     x = images(3)
     autoattack(counting, x, predicted(LinearModel(), x), steps=4, draws=5, held_out=7)
     assert counting.forwards == 3 * (2 * 5 * 5 + 2 * 7)
+
+
+# --- AutoAttack's flags ---------------------------------------------------------------------------
+
+
+class Unsaid(nn.Module):
+    """A random model that does not say so: its logits come from torch's own generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = LinearModel()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + 0.01 * torch.randn(len(x), 1)
+
+
+@pytest.mark.parametrize("attack", [autoattack, worst_of])
+def test_randomness_that_is_not_declared_is_refused(attack: Any) -> None:
+    # Oracle: the model. Its single draws would be taken for successes.
+    x, y = images(3), torch.zeros(3, dtype=torch.int64)
+    with (
+        torch.random.fork_rng(),
+        pytest.raises(ModelError, match="stochastic = True"),
+    ):
+        attack(Unsaid(), x, y)
+
+
+class Probable(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return LinearModel()(x).softmax(1)
+
+
+def test_probabilities_are_attacked_as_they_are_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    # Oracle: closed form: the classes are those of the linear model.
+    model = LinearModel()
+    x = images(4, low=0.45, high=0.55)
+    y = predicted(model, x)
+    eps = 1.1 * float(model.distance(x, y, "linf").max())
+    for tested, told in ((Probable(), 1), (model, 0)):
+        caplog.clear()
+        x_adv = autoattack(tested, x, y, eps=eps, steps=20, queries=5)
+        assert bool((predicted(model, x_adv) != y).all())
+        assert sum("probabilities" in r.message for r in caplog.records) == told
+
+
+class Shy(nn.Module):
+    """A gradient that leads away from what the scores say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.flatten(1).mean(1) - 0.5
+        score = 2 * u.detach() - u
+        return torch.stack([-score, score, score - 9, score - 9, score - 9], 1)
+
+
+def test_scores_that_beat_gradients_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    # Oracle: closed form: brighter is class 1, and the gradient says darker.
+    x, y = torch.full((6, 3, 4, 4), 0.48), torch.zeros(6, dtype=torch.int64)
+    x_adv = autoattack(Shy(), x, y, eps=0.05, steps=5, queries=200, targets=2)
+    fell = int((predicted(Shy(), x_adv) != y).sum())
+    assert fell > 0
+    told = [r.getMessage() for r in caplog.records]
+    assert told == [f"square, which sees no gradients, fells {fell} of 6 samples that those before "
+                    "it left standing; the model's gradients may be masked"]  # fmt: skip
 
 
 # --- few classes, bad settings --------------------------------------------------------------------

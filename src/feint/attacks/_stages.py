@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,12 +13,19 @@ from torch import Tensor
 from feint.attacks._ascent import Stop, Trace, _check, sample_keys, stops_early
 from feint.attacks._minimal import check_count, goal_margin
 from feint.core import random
-from feint.core.gradients import Model, backprop, eot, is_stochastic
+from feint.core.errors import ModelError
+from feint.core.gradients import Model, backprop, call, eot, is_stochastic
 from feint.core.losses import success_share
 from feint.core.norms import distance
 
-__all__ = ["Stage", "run_stages"]
+__all__ = ["ASKED_TWICE", "Stage", "run_stages"]
 
+_LOG = logging.getLogger(__name__)
+ASKED_TWICE = 8
+"""Images on which a model that declares no randomness must give the same logits twice."""
+_SAME, _SUM_TO_ONE = 1e-4, 1e-3
+_MASKED = 0.002
+"""More newly fallen samples than this share, from scores alone, speak of masked gradients."""
 _DRAWN_AT_ONCE = 1024
 """Images that go through a stochastic model at once when candidates are compared."""
 
@@ -48,6 +56,8 @@ class Stage:
     """Whether every point that it evaluates keeps to the budget."""
     traced: bool = True
     """Whether it calls its trace at every evaluated point."""
+    blind: bool = False
+    """Whether it works without gradients."""
 
 
 class _Worst:
@@ -118,6 +128,30 @@ class _Worst:
         return trace
 
 
+def _check_model(model: Model, x: Tensor) -> None:
+    """Refuse randomness that is not declared, and tell of probabilities in place of logits.
+
+    Raises:
+        ModelError: If the same images get other logits when they are asked again.
+    """
+    few = x[:ASKED_TWICE]
+    with torch.no_grad():
+        first, again = call(model, few), call(model, few)
+    most = float((first - again).abs().amax() / first.abs().amax().clamp_min(1e-30))
+    if most > _SAME:
+        raise ModelError(
+            f"the model declares no randomness, but the same images get logits that differ by "
+            f"{most:.2g} of the largest; set its attribute stochastic = True, so that draws are "
+            "averaged and successes are counted on held-out ones"
+        )
+    inside = (first >= 0) & (first <= 1)
+    off = (first.sum(1) - 1).abs() > _SUM_TO_ONE
+    if bool(inside.all()) and not bool(off.any()):
+        _LOG.warning(
+            "the model gives probabilities; a softmax hides gradients: give the logits before it"
+        )
+
+
 def run_stages(
     model: Model,
     x: Tensor,
@@ -140,8 +174,13 @@ def run_stages(
     model an evaluation is luck in part; there each stage's result is asked again on `held_out`
     draws that no attack has seen, and the results' shares on these are compared.
 
+    AutoAttack's flags: a model that is random and does not say so is refused; probabilities in
+    place of logits, and samples that fall to scores alone after the gradients failed, are logged as
+    warnings.
+
     Raises:
         ConfigError, RangeError, ShapeError, DtypeError, DeviceError: On bad arguments.
+        ModelError: If the model is random and does not declare it.
     """
     _check(x, y, eps, norm, norms, mask)
     check_count("held_out", held_out)
@@ -153,7 +192,10 @@ def run_stages(
     worst = _Worst(x, y, eps, norm, targeted, trace)
     rows = torch.arange(len(x), device=x.device)
     random_model = is_stochastic(model)
+    if not random_model:
+        _check_model(model, x)
     for number, stage in enumerate(stages):
+        fallen = worst.share[:-1] == 1
         own = random.fold(keys[rows], stage.name, number)
         listen = worst.relay(rows) if random_model else worst.listen(rows, stage.within)
         found = stage.run(
@@ -173,6 +215,14 @@ def run_stages(
             share, margin = worst.tell(found, answer.logits, rows)
             # What an attack returns need not be within the budget, whoever wrote it.
             worst.take(found, worst.allow(found, rows, False, share), margin, rows)
+        informed = any(not earlier.blind for earlier in stages[:number])
+        if stage.blind and informed and not random_model:
+            late = int(((worst.share[:-1] == 1) & ~fallen).sum())
+            if late > _MASKED * len(x):
+                _LOG.warning(
+                    "%s, which sees no gradients, fells %d of %d samples that those before it left "
+                    "standing; the model's gradients may be masked", stage.name, late, len(x)
+                )  # fmt: skip
         if early and number + 1 < len(stages):
             rows = rows[worst.share[rows] < 1]
             if len(rows) == 0:

@@ -89,20 +89,23 @@ def autoattack(
     Returns:
         x_adv: Like `x`, in [0, 1], within `eps` measured in float64. What a stochastic model does
         on it is for a judge with draws of its own to say: no success that the attack saw is a
-        verdict.
+        verdict. The logger `feint.attacks` warns of probabilities in place of logits, which are
+        attacked as they are, and of samples that Square fells where gradients failed.
 
     Raises:
         ConfigError: If the version is unknown, or if one for deterministic models would follow
             single draws of a stochastic one.
         RangeError, ShapeError, DtypeError, DeviceError: On bad arguments.
         GradientError: If no gradient reaches the input, or one that is not finite.
-        ModelError: If the logits are NaN or have the wrong shape.
+        ModelError: If the logits are NaN or have the wrong shape, or change from one call to the
+            next although the model declares no randomness.
 
     Cost:
         `"standard"`, per sample that stands to the end: (1 + 2·targets)·(steps + 1) + queries + 2
         forward and (1 + 2·targets)·steps backward passes; one that falls pays only up to there.
         `"random"`: 2·(steps + 1)·draws forward, 2·steps·draws backward passes, and 2·held_out
-        forward passes for the comparison.
+        forward passes for the comparison. A model that declares no randomness is asked twice about
+        the first 8 images.
 
     Example:
         >>> import torch
@@ -232,4 +235,4 @@ def _square(
         targeted=targeted,
         draws=draws if stochastic else 1,
     )
-    return Stage("square", run)
+    return Stage("square", run, blind=True)

@@ -88,11 +88,14 @@ def worst_of(
         ConfigError: If an attack has not the norm or fixes another threat than this one.
         UnknownNameError: If an attack or one of its keywords is unknown.
         RangeError: If an attack's own budget exceeds `eps`.
-        ShapeError, DtypeError, DeviceError, GradientError, ModelError: As the attacks do.
+        ShapeError, DtypeError, DeviceError, GradientError: As the attacks do.
+        ModelError: As the attacks do, or if logits change from one call to the next although the
+            model declares no randomness.
 
     Cost:
         At most the sum of the attacks' costs. Stochastic models: `held_out` forward passes per
-        sample and attack on top. A function that takes no `trace`: one forward pass on top.
+        sample and attack on top. A function that takes no `trace`: one forward pass on top. A model
+        that declares no randomness is asked twice about the first 8 images.
 
     Example:
         >>> import torch
@@ -213,7 +216,8 @@ def _stage(
         given = {k: v for k, v in given.items() if k in info.parameters and k not in own}
         return info.component(model, x, y, **settings, **given)
 
-    return Stage(info.name, run, within=info.goal == "budget", traced=traced)
+    within, blind = info.goal == "budget", info.knowledge != "gradient"
+    return Stage(info.name, run, within=within, traced=traced, blind=blind)
 
 
 def _refuse_other_threat(
