@@ -15,6 +15,7 @@ from feint.core.errors import GradientError, ModelError, RangeError
 from feint.core.gradients import (
     backprop,
     call,
+    comfortable,
     eot,
     find_gradient_loss,
     is_stochastic,
@@ -312,3 +313,21 @@ def test_call_refuses_what_is_no_batch_of_logits(model: Any, got: str) -> None:
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_come_back_as_float32(half: torch.dtype) -> None:
     assert call(lambda x: x.flatten(1).to(half), images(2)).dtype == torch.float32
+
+
+def test_a_large_batch_on_the_cpu_is_differentiated_in_parts() -> None:
+    # Oracle: the same samples given one part at a time, and the count of passes.
+    model = Counting(TinyConv())
+    x, y, keys = images(2001, (3, 6, 6)).double(), zeros(2001), random.keys(0, torch.arange(2001))
+    size = comfortable(x)
+    assert size < 2001
+    assert size * 108 <= 200_000
+    whole = backprop(model, x, y, margin, keys)
+    assert (model.forwards, len(whole.logits)) == (2001, 2001)
+    for start in range(0, 2001, size):
+        at = slice(start, start + size)
+        part = backprop(model, x[at], y[at], margin, keys[at])
+        for got, expected in zip(whole, part, strict=True):
+            assert torch.equal(got[at], expected)
+    assert comfortable(images(4, (3, 300, 300))) == 4
+    assert comfortable(x[:0]) == 1

@@ -25,6 +25,7 @@ __all__ = [
     "Model",
     "backprop",
     "call",
+    "comfortable",
     "eot",
     "find_gradient_loss",
     "is_stochastic",
@@ -34,6 +35,9 @@ __all__ = [
     "spsa",
     "takes_keys",
 ]
+
+COMFORTABLE, FEW = 200_000, 4
+"""Input values per pass on a CPU (65 images of 32 px), and images that are never too many."""
 
 Model = Callable[..., Tensor]
 """Anything that maps images (B, C, H, W) to logits (B, K); with `keys=` if it is stochastic."""
@@ -120,10 +124,24 @@ def call(model: Model, x: Tensor, keys: Tensor | None = None) -> Tensor:
     return logits
 
 
+def comfortable(x: Tensor) -> int:
+    """How many images of a batch to differentiate at once: all of them on an accelerator.
+
+    On a CPU the activations of a large batch leave the cache and are given back to the operating
+    system after every pass; passes over equal parts of it, each of at most `COMFORTABLE` values,
+    took 0.7 of the time for 128 images of 32 px, and the same time at 224 px.
+    """
+    if x.device.type != "cpu" or len(x) <= FEW:
+        return max(1, len(x))
+    largest = max(FEW, COMFORTABLE * len(x) // max(1, x.numel()))
+    passes = -(-len(x) // largest)
+    return -(-len(x) // passes)
+
+
 def backprop(
     model: Model, x: Tensor, y: Tensor, loss: Loss, keys: Tensor, *, forward_only: bool = False
 ) -> Estimate:
-    """Autograd through one forward pass.
+    """Autograd through one forward pass; on a CPU a large batch takes several (`comfortable`).
 
     Cost: one forward and one backward pass per sample.
 
@@ -136,6 +154,11 @@ def backprop(
         with torch.no_grad():
             logits = call(model, x, keys)
             return Estimate(logits[:, None], torch.zeros_like(x), loss(logits, y))
+    size = comfortable(x)
+    if size < len(x):
+        rows = [slice(i, i + size) for i in range(0, len(x), size)]
+        parts = [backprop(model, x[at], y[at], loss, keys[at]) for at in rows]
+        return Estimate(*map(torch.cat, zip(*parts, strict=True)))
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = call(model, leaf, keys)
@@ -258,7 +281,8 @@ def eot(
     Args:
         draws: Draws per step, D; at most so many.
         base: Estimator for each draw.
-        chunk: At most so many images per forward pass; by default all B·D at once.
+        chunk: At most so many images per forward pass; by default all B·D at once, on a CPU as
+            many as are `comfortable`.
 
     Cost: D times that of `base`.
 
@@ -278,7 +302,7 @@ def eot(
         number = torch.arange(count, device=x.device)
         wide_x, wide_y = x.repeat_interleave(count, 0), y.repeat_interleave(count, 0)
         wide_keys = random.fold(keys, "eot", 0, number).flatten()
-        size = max(1, chunk or len(wide_x))
+        size = max(1, min(chunk or len(wide_x), comfortable(wide_x)))
         chosen = number.repeat(len(x))
         parts = [
             base(
