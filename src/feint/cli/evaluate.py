@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -132,8 +133,13 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu, cuda …", rich_help_panel=_WORK)] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_WORK)] = None,
     workers: Annotated[
-        int, typer.Option(help="Local worker processes.", rich_help_panel=_WORK)
-    ] = 0,
+        int | None,
+        typer.Option(
+            help="Local worker processes; by default none, or for the built-in models one per "
+            "CPU core.",
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -154,6 +160,9 @@ def evaluate(
         if samples is None:
             samples = min(SAMPLES, load(data, split=split).available)  # type: ignore[arg-type]
         chosen = DataSpec(spec=data, samples=samples, split=split, resize=resize)  # type: ignore[arg-type]
+        if workers is None:
+            small = model is None and device == "cpu" and threads is None
+            workers = _cores() if small else 0
         options = {
             "batch_size": batch_size,
             "shard_size": shard_size,
@@ -246,6 +255,12 @@ class _Show:
         self.bar.update(
             self.task, description=label, completed=state.done, total=state.total, rate=rate
         )
+
+
+def _cores() -> int:
+    """Worker processes for models that are small enough to have several: up to four, 0 for one."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(usable or 1, 4) if (usable or 1) > 1 else 0
 
 
 def _name(spec: RunSpec) -> str:
