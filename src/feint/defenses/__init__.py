@@ -6,6 +6,7 @@ from feint.defenses.bit_depth import BitDepth
 from feint.defenses.chain import Chain, parse
 from feint.defenses.fd import FD
 from feint.defenses.jpeg import JPEG
+from feint.defenses.median import Median
 from feint.defenses.noise import Noise
 from feint.defenses.pixel_deflection import PixelDeflection
 from feint.defenses.pixel_shift import PixelShift
@@ -21,6 +22,7 @@ __all__ = [
     "BitDepth",
     "Chain",
     "Defense",
+    "Median",
     "Noise",
     "Params",
     "PixelDeflection",
