@@ -12,6 +12,7 @@ from feint.defenses.pixel_deflection import PixelDeflection
 from feint.defenses.pixel_shift import PixelShift
 from feint.defenses.rand import Rand
 from feint.defenses.rdg import RDG
+from feint.defenses.region_based import RegionBased
 from feint.defenses.wavelet import Wavelet
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "PixelDeflection",
     "PixelShift",
     "Rand",
+    "RegionBased",
     "View",
     "Wavelet",
     "parse",
