@@ -4,6 +4,7 @@ from feint.defenses.ace import ACE
 from feint.defenses.base import Defense, Params, View
 from feint.defenses.bit_depth import BitDepth
 from feint.defenses.chain import Chain, parse
+from feint.defenses.crop_ensemble import CropEnsemble
 from feint.defenses.fd import FD
 from feint.defenses.jpeg import JPEG
 from feint.defenses.median import Median
@@ -22,6 +23,7 @@ __all__ = [
     "RDG",
     "BitDepth",
     "Chain",
+    "CropEnsemble",
     "Defense",
     "Median",
     "Noise",
