@@ -14,6 +14,7 @@ from feint.defenses.pixel_shift import PixelShift
 from feint.defenses.rand import Rand
 from feint.defenses.rdg import RDG
 from feint.defenses.region_based import RegionBased
+from feint.defenses.shield import Shield
 from feint.defenses.wavelet import Wavelet
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "PixelShift",
     "Rand",
     "RegionBased",
+    "Shield",
     "View",
     "Wavelet",
     "parse",
