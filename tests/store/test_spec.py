@@ -56,6 +56,7 @@ def test_options_of_the_execution_are_no_content() -> None:
         ({"cells": [CELL], "data": {"samples": 0}}, "data.samples"),
         ({"cells": [CELL], "arch": "resnet20"}, "arch is 'resnet20'.*leave arch out"),
         ({"cells": [CELL], "published": {4: {"label": "a", "value": 1}}}, "published names cell 4"),
+        ({"cells": [CELL], "published": {0: {"label": "a", "value": 58}}}, "published.0.value"),
         ({"cells": [CELL], "schema_version": 2}, "schema_version"),
     ],
 )

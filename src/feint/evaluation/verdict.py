@@ -58,10 +58,10 @@ def name_of(model: str, defense: str) -> str:
 
 
 def eps_text(eps: float) -> str:
-    """8/255 where it is one, a plain number otherwise."""
+    """8/255 where it is one below 1, a plain number otherwise."""
     levels = eps * 255
     near = round(levels)
-    return f"{near}/255" if near and abs(levels - near) < 1e-6 else f"{eps:g}"
+    return f"{near}/255" if 0 < near < 255 and abs(levels - near) < 1e-6 else f"{eps:g}"
 
 
 def bounds(results: Sequence[CellResult]) -> list[Bound]:

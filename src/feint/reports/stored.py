@@ -74,7 +74,7 @@ def _claims(run: StoredRun) -> tuple[Claim, ...]:
     found = []
     for result in run.results:
         given = run.published(result)
-        if given is not None and 0 <= given.value <= 1:
+        if given is not None:
             source = ", ".join(part for part in (given.label, given.source) if part)
             of_clean = given.label.strip().lower() in OF_CLEAN
             found.append(

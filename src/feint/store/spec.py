@@ -63,8 +63,8 @@ class Published(_Frozen):
 
     label: str
     """What the number is, as the source calls it."""
-    value: float
-    """As a share in [0, 1] where it is a rate."""
+    value: Annotated[float, Field(ge=0, le=1)]
+    """A share in [0, 1]: divide a percentage by 100."""
     source: str = ""
     """Authors, year, table."""
 
