@@ -107,6 +107,17 @@ class Defense(nn.Module):
         """Apply the defense with a given draw; deterministic in `(x, params)`."""
         raise TypeError(f"{type(self).__name__} must define transform(x, params)")
 
+    def bind(self, model: nn.Module) -> Defense:
+        """This defense in front of `model`: a copy that knows it, or itself if it need not know.
+
+        A pipeline calls it, so that a defense may look at the classifier that it protects (a map of
+        what the classifier attends to) while the same object can stand in front of several.
+
+        Args:
+            model: Maps images in [0, 1] to logits.
+        """
+        return self
+
     @final  # type: ignore[misc]
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Draw, then transform.

@@ -74,6 +74,14 @@ class Chain(Defense):
         """The parts in order, repeats included."""
         return tuple(self.parts)  # type: ignore[arg-type]
 
+    def bind(self, model: nn.Module) -> Defense:
+        """The chain with every part bound; itself if no part needs to know the model."""
+        bound = {id(part): part.bind(model) for part in self.members}
+        if all(bound[id(part)] is part for part in self.members):
+            return self
+        chain = Chain([bound[id(part)] for part in self.members])
+        return chain.train(self.training)
+
     def draw(self, keys: Tensor, shape: torch.Size) -> Params:
         """Every stochastic part's draw, named by its position."""
         params: Params = {}

@@ -8,6 +8,7 @@ from feint.evaluation.judge import Judgement, judge
 from feint.evaluation.metrics import Rate, rate
 from feint.evaluation.papers import paper_metrics, summary
 from feint.evaluation.pipeline import Pipeline
+from feint.evaluation.properties import Properties, properties
 from feint.evaluation.results import CellResult
 from feint.evaluation.scenarios import SCENARIOS, Scenario
 from feint.evaluation.shard import Batch, Subject
@@ -22,6 +23,7 @@ __all__ = [
     "Finding",
     "Judgement",
     "Pipeline",
+    "Properties",
     "Rate",
     "Scenario",
     "Subject",
@@ -34,6 +36,7 @@ __all__ = [
     "finish",
     "judge",
     "paper_metrics",
+    "properties",
     "rate",
     "security_curve",
     "summary",

@@ -24,7 +24,7 @@ class Pipeline(nn.Module):
 
     Args:
         model: Maps images in [0, 1] to logits; gets keys if its forward takes them.
-        defense: A `Defense`, or none.
+        defense: A `Defense`, or none; one that looks at its classifier is bound to `model`.
         votes: Independent draws per prediction; more than one needs a stochastic pipeline.
         combine: How votes become logits: `"mean_probability"` (the log of the mean softmax),
             `"mean_logits"`, or `"majority"` (vote shares; ties go to the higher mean probability;
@@ -60,6 +60,8 @@ class Pipeline(nn.Module):
             raise RangeError(f"votes is {votes}; expected at least 1")
         if combine not in _COMBINES:
             raise ConfigError(f"combine is {combine!r}; expected one of {', '.join(_COMBINES)}")
+        if isinstance(defense, Defense):
+            defense = defense.bind(model)
         self.model, self.defense, self.votes, self.combine = model, defense, votes, combine
         if votes > 1 and not self.stochastic:
             raise ConfigError(
