@@ -95,7 +95,7 @@ def _table(kind: str, entries: list[dict[str, object]]) -> Table:
         "defenses": ("differentiable", "stochastic"),
         "models": ("architecture", "ace", "clean"),
         "scenarios": (),
-        "recipes": ("architecture", "ace", "epochs"),
+        "recipes": ("architecture", "ace", "defense", "epochs"),
     }[kind]
     for fact in facts:
         table.add_column(fact)

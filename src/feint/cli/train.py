@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -31,7 +31,7 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     as_json: common.Json = False,
 ) -> None:
-    """Train a classifier by a recipe; an interrupted training resumes where it stopped."""
+    """Train a classifier or a defense by a recipe; what was interrupted resumes."""
     folder = out or Path("checkpoints") / Path(recipe).stem
     with common.guard(
         on_interrupt=lambda: f"the last epoch is kept; the same command resumes from {folder}"
@@ -42,18 +42,30 @@ def train(
             task = bar.add_task(plan.name, total=plan.epochs, rate="")
 
             def show(report: EpochReport) -> None:
-                rate = (
-                    f"loss {report.loss:.3f}  accuracy {100 * report.accuracy:.1f} %  "
-                    f"{report.seconds:.0f} s/epoch"
-                )
+                hit = report.accuracy
+                share = "" if hit is None else f"accuracy {100 * hit:.1f} %  "
+                rate = f"loss {report.loss:.3f}  {share}{report.seconds:.0f} s/epoch"
                 bar.update(task, completed=report.epoch, rate=rate)
 
             card = run_training(recipe, data=data, out=folder, device=device, on_epoch=show)
         if as_json:
             common.print_json(card)
             return
-        clean = card["accuracy"]["clean"]
         common.out.print(
-            f"{escape(plan.name)}: {100 * clean['value']:.2f} % of {clean['n']} test images; "
-            f"weights and card: {escape(card['path'])}"
+            f"{escape(plan.name)}: {_summary(card)}; weights and card: {escape(card['path'])}"
         )
+
+
+def _summary(card: dict[str, Any]) -> str:
+    """What came out, in a few words."""
+    said = []
+    rates = card["accuracy"]
+    if "clean" in rates:
+        clean, alone = rates["clean"], rates.get("undefended")
+        beside = "" if alone is None else f" ({100 * alone['value']:.2f} % undefended)"
+        said.append(f"{100 * clean['value']:.2f} % of {clean['n']} test images{beside}")
+    if "reconstruction_rms" in card:
+        said.append(f"reconstruction error {card['reconstruction_rms']:.4f} rms")
+    if "bits_per_value" in card:
+        said.append(f"{card['bits_per_value']:.3f} bits per value")
+    return ", ".join(said)

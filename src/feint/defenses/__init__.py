@@ -14,6 +14,7 @@ from feint.defenses.pixel_shift import PixelShift
 from feint.defenses.rand import Rand
 from feint.defenses.rdg import RDG
 from feint.defenses.region_based import RegionBased
+from feint.defenses.s2snet import S2SNet
 from feint.defenses.shield import Shield
 from feint.defenses.wavelet import Wavelet
 
@@ -33,6 +34,7 @@ __all__ = [
     "PixelShift",
     "Rand",
     "RegionBased",
+    "S2SNet",
     "Shield",
     "View",
     "Wavelet",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from feint.core.errors import ConfigError, DataError, UnknownNameError
 
-__all__ = ["WEIGHTS", "bundled", "bundled_path", "card", "read_card", "save_bundle"]
+__all__ = ["WEIGHTS", "bundled", "bundled_path", "card", "read_card", "save_bundle", "save_weights"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -92,16 +92,24 @@ def save_bundle(model: nn.Module, path: str | Path, card: Mapping[str, Any]) -> 
     told = ("architecture", "ace", "classes", "input_size")
     # One entry: safetensors writes several in an order that changes from process to process.
     meta = {"feint": json.dumps({key: card[key] for key in told if key in card})}
-    tensors: dict[str, Tensor] = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
-    }
+    parameters = sum(p.numel() for p in model.parameters())
+    return save_weights(path, model.state_dict(), meta, {**card, "parameters": parameters})
+
+
+def save_weights(
+    path: Path, state: Mapping[str, Tensor], meta: dict[str, str], card: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write tensors with their metadata, and a card beside them, each file whole or not at all.
+
+    Returns:
+        The card as written, with `format` and `sha256` (of the weights file) added.
+
+    Raises:
+        DataError: A file cannot be written.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     raw = safetensors.torch.save(tensors, meta)
-    written = {
-        "format": 1,
-        **card,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "sha256": hashlib.sha256(raw).hexdigest(),
-    }
+    written = {"format": 1, **card, "sha256": hashlib.sha256(raw).hexdigest()}
     text = json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     _write(path, raw)
     _write(path.with_suffix(".json"), text.encode())

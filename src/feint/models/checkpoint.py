@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from feint.core.errors import ConfigError, DataError, ModelError, UnknownNameError
+from feint.core.weights import fill, read_safetensors
 from feint.models.architectures import ARCHITECTURES
 from feint.models.build import build
 from feint.models.resized import Resized
@@ -93,22 +93,6 @@ class Arch:
         return f"{self.architecture}({ace}classes={self.classes})"
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        DataError: The file is missing or damaged.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file; expected a safetensors checkpoint")
-    try:
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is truncated or no safetensors file ({error})") from None
-
-
 def load_checkpoint(path: Path, arch: str | None) -> nn.Module:
     """A model from a safetensors file whose metadata, or `arch`, names the architecture.
 
@@ -137,38 +121,6 @@ def load_checkpoint(path: Path, arch: str | None) -> nn.Module:
         raise ConfigError(f"{path} was made for {found}, but arch is {wanted}; leave arch out")
     model = fill(wanted.build(), state, str(path), str(wanted)).eval()
     return model if size is None else Resized(model, size).eval()
-
-
-def fill(model: nn.Module, state: Mapping[str, Tensor], path: str, what: str) -> nn.Module:
-    """Load weights strictly: every name, every shape; numbers are converted to the model's dtype.
-
-    Raises:
-        ConfigError: Weights of another architecture; the first of each kind of difference is named.
-        ModelError: A weight is NaN or infinite.
-    """
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    extra = [name for name in state if name not in own]
-    other = [n for n in own if n in state and own[n].shape != state[n].shape]
-    if missing or extra or other:
-        said = []
-        if missing:
-            said.append(f"{len(missing)} weights missing, first {missing[0]!r}")
-        if extra:
-            said.append(f"{len(extra)} unexpected, first {extra[0]!r}")
-        if other:
-            name = other[0]
-            shapes = f"{tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-            said.append(f"{len(other)} of another shape, first {name!r}: {shapes}")
-        raise ConfigError(
-            f"{path} is a checkpoint for another architecture than {what}: {'; '.join(said)}; "
-            "give the architecture it was trained with"
-        )
-    bad = [n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
-    if bad:
-        raise ModelError(f"{path} has NaN or infinite weights, first {bad[0]!r}; train it anew")
-    model.load_state_dict(dict(state))
-    return model
 
 
 def load_pickle(path: Path, arch: str | None, trust: bool) -> tuple[nn.Module, str]:

@@ -1,4 +1,4 @@
-"""The training loop: one-cycle SGD, keyed augmentation, optional adversarial training, resume.
+"""The training loop: a one-cycle schedule, keyed augmentation, adversaries, resume.
 
 Everything random is keyed by the recipe's seed, the sample's index and the epoch, so a run that
 was stopped and resumed ends with the weights of an uninterrupted one.
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +30,9 @@ from feint.core.checks import check_labels
 from feint.core.errors import ConfigError, DataError, DtypeError, ModelError, ShapeError
 from feint.core.quantise import from_uint8
 from feint.training.augment import crop_and_flip
-from feint.training.recipe import TrainingRecipe
+from feint.training.recipe import Schedule, TrainingRecipe
 
-__all__ = ["EpochReport", "accuracy", "fit"]
+__all__ = ["EpochReport", "Trainer", "accuracy", "check_data", "fit", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,9 @@ class EpochReport:
     epoch: int
     epochs: int
     loss: float
-    accuracy: float
-    """Share of training images classified as labelled, as they were shown (augmented, attacked)."""
+    accuracy: float | None
+    """Share of training images classified as labelled, as they were shown (augmented, attacked);
+    None where nothing is classified."""
     lr: float
     seconds: float
 
@@ -62,10 +63,18 @@ def one_cycle(progress: float, peak: float, rise: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * fall)) + 1e-5 * peak
 
 
+_SAVED_AS = {"momentum_buffer": "momentum"}
+"""Names of an optimizer's buffers in checkpoints where they differ from torch's."""
+
+R = TypeVar("R", bound=Schedule)
+
+
 @dataclass
-class _Trainer:
+class Trainer(Generic[R]):
+    """A model on its way: one epoch at a time, with its whole state in named tensors."""
+
     model: nn.Module
-    recipe: TrainingRecipe
+    recipe: R
     images: Tensor
     labels: Tensor
     device: torch.device
@@ -80,16 +89,14 @@ class _Trainer:
         digest.update(self.labels.contiguous().numpy().tobytes())
         self.data = digest.hexdigest()
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        plain = [p for p in self.model.parameters() if p.ndim <= 1]
-        self.optimizer = torch.optim.SGD(
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        decayed = [p for p in learned if p.ndim > 1]
+        plain = [p for p in learned if p.ndim <= 1]
+        self.optimizer = self._optimizer(
             [
                 {"params": decayed, "weight_decay": self.recipe.weight_decay},
                 {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=self.recipe.peak_lr,
-            momentum=self.recipe.momentum,
-            nesterov=True,
+            ]
         )
         self.steps_per_epoch = len(self.images) // self.recipe.batch_size
         if not self.steps_per_epoch:
@@ -97,19 +104,25 @@ class _Trainer:
                 f"{len(self.images)} images give no batch of {self.recipe.batch_size}"
             )
 
-    def run_epoch(self) -> tuple[float, float]:
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        r = self.recipe
+        return torch.optim.SGD(groups, lr=r.peak_lr, momentum=r.momentum, nesterov=True)
+
+    def run_epoch(self) -> tuple[float, float | None]:
         """One pass over the data in a keyed order; mean loss and accuracy as shown."""
         r = self.recipe
         epoch_key = random.fold(random.keys(r.seed, 1), "order", self.epoch)
         order = random.permutation(epoch_key, len(self.images))[0]
-        loss_sum = hits = torch.zeros((), device=self.device)
+        loss_sum = torch.zeros((), device=self.device)
+        hits: Tensor | None = torch.zeros((), device=self.device)
         for step in range(self.steps_per_epoch):
             index = order[step * r.batch_size : (step + 1) * r.batch_size]
             progress = (self.epoch + step / self.steps_per_epoch) / r.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = one_cycle(progress, r.peak_lr, r.rise)
             loss, hit = self._step(index, progress)
-            loss_sum, hits = loss_sum + loss, hits + hit
+            loss_sum = loss_sum + loss
+            hits = None if hits is None or hit is None else hits + hit
         self.epoch += 1
         total = self.steps_per_epoch * r.batch_size
         mean = float(loss_sum) / self.steps_per_epoch
@@ -118,44 +131,33 @@ class _Trainer:
                 f"the loss is {mean} in epoch {self.epoch}; lower peak_lr ({r.peak_lr:g}) or use "
                 "precision: float32"
             )
-        return mean, float(hits) / total
+        return mean, None if hits is None else float(hits) / total
 
-    def _step(self, index: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        r = self.recipe
-        keys = random.fold(random.keys(r.seed, index), "augment", self.epoch)
-        x = from_uint8(crop_and_flip(self.images[index], keys)).to(self.device)
+    def _shown(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images as they are shown, labels and keys of a batch."""
+        keys = random.fold(random.keys(self.recipe.seed, index), "augment", self.epoch)
+        x = from_uint8(self._augmented(self.images[index], keys)).to(self.device)
         x = x.contiguous(memory_format=torch.channels_last)
-        y = self.labels[index].to(self.device)
-        batches = [(x, 1.0)]
-        if r.adversary is not None:
-            x_adv = self._attacked(x, y, keys, progress)
-            share = r.adversary.share
-            batches = [(x_adv, share)] + ([(x, 1 - share)] if share < 1 else [])
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = torch.zeros((), device=self.device)
-        hits = torch.zeros((), device=self.device)
-        for batch, weight in batches:
-            with self._autocast():
-                logits = self.model(batch).float()
-            loss = weight * F.cross_entropy(logits, y, label_smoothing=r.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.detach()
-            hits += weight * (logits.detach().argmax(1) == y).sum()
-        self.optimizer.step()
-        if r.average:
-            self._update_average()
-        return loss_sum, hits
+        return x, self.labels[index].to(self.device), keys
 
-    def _attacked(self, x: Tensor, y: Tensor, keys: Tensor, progress: float) -> Tensor:
+    def _augmented(self, images: Tensor, keys: Tensor) -> Tensor:
+        return crop_and_flip(images, keys)
+
+    def _step(self, index: Tensor, progress: float) -> tuple[Tensor, Tensor | None]:
+        """One step of the optimizer: the loss, and how many images were classified as labelled."""
+        raise TypeError(f"{type(self).__name__} must define _step(index, progress)")
+
+    def _attacked(
+        self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, progress: float
+    ) -> Tensor:
+        """What the recipe's adversary makes of `x` for `model`, which is in eval mode."""
         a = self.recipe.adversary
         if a is None:
             raise ConfigError("this recipe names no adversary")
         scale = min(1.0, progress / a.warmup) if a.warmup else 1.0
-        self.model.eval()  # the attack must not move the batch statistics
         with self._autocast():
             return pgd(
-                self.model,
+                model,
                 x,
                 y,
                 eps=a.eps * scale,
@@ -185,9 +187,9 @@ class _Trainer:
         """Weights, momentum and average, as flat named tensors."""
         out = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
-            buffer = self.optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                out[f"momentum/{name}"] = buffer
+            for key, buffer in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(buffer, Tensor):
+                    out[f"{_SAVED_AS.get(key, key)}/{name}"] = buffer
         out |= {f"average/{k}": v for k, v in self.average.items()}
         return {k: v.detach().cpu().contiguous() for k, v in out.items()}
 
@@ -198,13 +200,41 @@ class _Trainer:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part("model/"))
-        momentum = part("momentum/")
-        for name, parameter in self.model.named_parameters():
-            if name in momentum:
-                buffer = torch.empty_like(parameter).copy_(momentum[name])
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        for key in ("momentum_buffer", "exp_avg", "exp_avg_sq", "step"):
+            saved = part(f"{_SAVED_AS.get(key, key)}/")
+            for name, parameter in self.model.named_parameters():
+                if name in saved:
+                    like = torch.zeros(()) if key == "step" else torch.empty_like(parameter)
+                    self.optimizer.state[parameter][key] = like.copy_(saved[name])
         self.average = {k: v.to(self.device) for k, v in part("average/").items()}
         self.epoch = epoch
+
+
+class _ClassifierTrainer(Trainer[TrainingRecipe]):
+    def _step(self, index: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        r = self.recipe
+        x, y, keys = self._shown(index)
+        batches = [(x, 1.0)]
+        if r.adversary is not None:
+            self.model.eval()  # the attack must not move the batch statistics
+            x_adv = self._attacked(self.model, x, y, keys, progress)
+            share = r.adversary.share
+            batches = [(x_adv, share)] + ([(x, 1 - share)] if share < 1 else [])
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=self.device)
+        hits = torch.zeros((), device=self.device)
+        for batch, weight in batches:
+            with self._autocast():
+                logits = self.model(batch).float()
+            loss = weight * F.cross_entropy(logits, y, label_smoothing=r.label_smoothing)
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach()
+            hits += weight * (logits.detach().argmax(1) == y).sum()
+        self.optimizer.step()
+        if r.average:
+            self._update_average()
+        return loss_sum, hits
 
 
 def fit(
@@ -240,24 +270,42 @@ def fit(
         One forward and backward pass per image and epoch; with an adversary of k steps, k + 1
         forward and k backward passes more.
     """
+    check_data(images, labels)
+    trainer = _ClassifierTrainer(model, recipe, images, labels, torch.device(device))
+    run(trainer, folder, on_epoch)
+    return model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload, no-any-return]
+
+
+def check_data(images: Tensor, labels: Tensor) -> None:
+    """Require 8-bit images (N, C, H, W) and one label each."""
     if images.dtype != torch.uint8:
         raise DtypeError(f"images have dtype {images.dtype}; expected uint8")
     if images.ndim != 4:
         raise ShapeError(f"images have shape {tuple(images.shape)}; expected (N, 3, H, W)")
     check_labels(labels, len(images), name="labels")
-    trainer = _Trainer(model, recipe, images, labels, torch.device(device))
+
+
+def run(
+    trainer: Trainer[Any],
+    folder: Path | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> None:
+    """Resume what is in the folder, train to the recipe's end, load the average if there is one.
+
+    Errors as in `fit`.
+    """
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"cannot make the folder {folder}: {error.strerror}") from None
         _resume(trainer, folder)
-    while trainer.epoch < recipe.epochs:
+    while trainer.epoch < trainer.recipe.epochs:
         start = time.perf_counter()
         loss, hit = trainer.run_epoch()
         report = EpochReport(
             trainer.epoch,
-            recipe.epochs,
+            trainer.recipe.epochs,
             loss,
             hit,
             trainer.optimizer.param_groups[0]["lr"],
@@ -268,11 +316,10 @@ def fit(
         if on_epoch is not None:
             on_epoch(report)
     if trainer.average:
-        model.load_state_dict(trainer.average)
-    return model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload, no-any-return]
+        trainer.model.load_state_dict(trainer.average)
 
 
-def _checkpoint(trainer: _Trainer, folder: Path, report: EpochReport) -> None:
+def _checkpoint(trainer: Trainer[Any], folder: Path, report: EpochReport) -> None:
     meta = {
         "recipe": trainer.recipe.model_dump_json(),
         "data": trainer.data,
@@ -290,7 +337,7 @@ def _checkpoint(trainer: _Trainer, folder: Path, report: EpochReport) -> None:
         raise DataError(f"cannot write the checkpoint in {folder}: {error}") from None
 
 
-def _resume(trainer: _Trainer, folder: Path) -> None:
+def _resume(trainer: Trainer[Any], folder: Path) -> None:
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return
@@ -303,7 +350,7 @@ def _resume(trainer: _Trainer, folder: Path) -> None:
             f"checkpoint {path} is damaged ({error}); delete it to start anew"
         ) from None
     try:  # a setting that is younger than the checkpoint had its default value then
-        made_by = TrainingRecipe.model_validate_json(meta.get("recipe", ""))
+        made_by = type(trainer.recipe).model_validate_json(meta.get("recipe", ""))
     except ValidationError:
         made_by = None
     if made_by != trainer.recipe:

@@ -13,8 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from feint.core.errors import ConfigError, DataError, UnknownNameError
 from feint.models.architectures import ARCHITECTURES
 from feint.models.build import Initialisation
+from feint.training.objectives import OBJECTIVES
 
-__all__ = ["Adversary", "TrainingRecipe", "list_recipes", "load_recipe"]
+__all__ = [
+    "Adversary",
+    "DefenseRecipe",
+    "Schedule",
+    "TrainingRecipe",
+    "list_recipes",
+    "load_recipe",
+]
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -44,14 +52,10 @@ class Adversary(_Frozen):
         return parse_fraction(value)
 
 
-class TrainingRecipe(_Frozen):
-    """Everything that decides the weights that come out."""
+class Schedule(_Frozen):
+    """What every recipe decides: data, length, optimisation, randomness."""
 
     name: str
-    architecture: str
-    """A name of `feint.models.ARCHITECTURES`."""
-    ace: float | None = None
-    """λ of an ACE module in front of the network, behind the normalisation; none by default."""
     data: Literal["cifar10", "cifar100"] = "cifar10"
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] = 128
@@ -60,17 +64,27 @@ class TrainingRecipe(_Frozen):
     rise: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training over which the learning rate rises."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD; the first of Adam's two decays."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights; 0 for none."""
     precision: Literal["float32", "bf16"] = "bf16"
     initialisation: Initialisation = "he"
     """How fresh weights are drawn; see `feint.models.initialise`."""
     start: str | None = None
-    """Model spec of the weights to start from; by default a fresh initialisation."""
+    """Weights to start from; by default a fresh initialisation."""
     adversary: Adversary | None = None
     seed: int = 0
+
+
+class TrainingRecipe(Schedule):
+    """Everything that decides the weights of a classifier; `start` is a model spec."""
+
+    architecture: str
+    """A name of `feint.models.ARCHITECTURES`."""
+    ace: float | None = None
+    """λ of an ACE module in front of the network, behind the normalisation; none by default."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @field_validator("architecture")
     @classmethod
@@ -85,6 +99,44 @@ class TrainingRecipe(_Frozen):
         value = math.inf if value in ("inf", "∞") else value
         if isinstance(value, int | float) and not value >= 0:
             raise ValueError(f"ace is {value}; expected λ ≥ 0 or inf")
+        return value
+
+
+class DefenseRecipe(Schedule):
+    """Everything that decides the weights of a defense; see `feint.training.defense`.
+
+    `start` is a name of bundled defense weights or a `.safetensors` file of the same family.
+    """
+
+    kind: Literal["defense"] = "defense"
+    defense: str
+    """One learned defense with its structure, such as `s2snet(width=16, stages=3)`; its weights
+    are this recipe's business."""
+    objective: str
+    """A name of `feint.training.objectives.OBJECTIVES`."""
+    classifier: str | None = None
+    """Model spec of the classifier behind the defense: it guides the objectives that need one, is
+    attacked by the adversary, and the clean accuracy behind the defense is measured with it."""
+    layer: str | None = None
+    """For `guided`: qualified name of the classifier's module whose output is compared; by default
+    the logits."""
+    parts: tuple[str, ...] = ()
+    """Submodules of the defense that learn, such as `network.decode`; all the others are frozen in
+    eval mode. By default the whole network learns."""
+    corrupt: str | None = None
+    """A defense expression on images that spoils the input in training, `noise(scale=0.1)`."""
+    augment: Literal["crop-flip", "none"] = "crop-flip"
+    """How images are shown: cropped after reflect-padding by four pixels and flipped, or as is."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam with decoupled weight decay (0.9, 0.999), or SGD with Nesterov's momentum."""
+    store: Literal["float32", "float16"] = "float32"
+    """Precision of the weights file; everything on the card is measured with these weights."""
+
+    @field_validator("objective")
+    @classmethod
+    def _objective(cls, value: str) -> str:
+        if value not in OBJECTIVES:
+            raise ValueError(str(UnknownNameError("objective", value, OBJECTIVES)))
         return value
 
 
@@ -105,8 +157,8 @@ def list_recipes() -> list[str]:
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
-def load_recipe(name: str) -> TrainingRecipe:
-    """A recipe by name, or from a YAML file.
+def load_recipe(name: str) -> TrainingRecipe | DefenseRecipe:
+    """A recipe by name, or from a YAML file; `kind: defense` in it makes a `DefenseRecipe`.
 
     Raises:
         UnknownNameError: No such recipe in the package.
@@ -123,8 +175,13 @@ def load_recipe(name: str) -> TrainingRecipe:
     else:
         raise UnknownNameError("training recipe", name, list_recipes())
     try:
-        raw = yaml.safe_load(text)
-        return TrainingRecipe.model_validate({"name": Path(name).stem, **raw})
+        raw = {"name": Path(name).stem, **yaml.safe_load(text)}
+        kind = raw.get("kind", "classifier")
+        if kind not in ("classifier", "defense"):
+            raise ConfigError(f"recipe {name}: kind is {kind!r}; expected classifier or defense")
+        if kind == "defense":
+            return DefenseRecipe.model_validate(raw)
+        return TrainingRecipe.model_validate({k: v for k, v in raw.items() if k != "kind"})
     except (yaml.YAMLError, ValidationError, TypeError) as error:
         raise ConfigError(f"recipe {name}: {_brief(error)}") from None
 

@@ -1,10 +1,11 @@
-"""Train a classifier by a recipe: data in, weights and a card out."""
+"""Train a classifier or a defense by a recipe: data in, weights and a card out."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,26 @@ from torch import nn
 import feint.data
 from feint import __version__
 from feint.core.errors import ConfigError
+from feint.core.weights import fill, read_safetensors
 from feint.data import Dataset
+from feint.defenses._learned import weights_path
 from feint.models.build import build, initialise
-from feint.models.bundle import bundled_path, save_bundle
-from feint.models.checkpoint import fill, read_safetensors
+from feint.models.bundle import bundled_path, save_bundle, save_weights
+from feint.training.defense import (
+    begin,
+    defended_accuracy,
+    fit_defense,
+    load_classifier,
+    measured,
+)
 from feint.training.fit import EpochReport, accuracy, fit
-from feint.training.recipe import TrainingRecipe, load_recipe
+from feint.training.recipe import DefenseRecipe, TrainingRecipe, load_recipe
 
 __all__ = ["train"]
 
 
 def train(
-    recipe: str | TrainingRecipe,
+    recipe: str | TrainingRecipe | DefenseRecipe,
     *,
     out: str | Path,
     data: str | None = None,
@@ -36,7 +45,7 @@ def train(
     device: torch.device | str = "cpu",
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> dict[str, Any]:
-    """Train a classifier by a recipe, and measure it on the whole test set in float32.
+    """Train a classifier or a defense by a recipe, and measure it on the whole test set in float32.
 
     A run that was stopped continues from its last epoch and ends with the same weights.
 
@@ -51,8 +60,11 @@ def train(
         on_epoch: Called after every epoch.
 
     Returns:
-        The card: architecture, recipe, data with fingerprints, seed, versions, accuracy (count and
-        95 % Wilson interval), SHA-256 of the weights; and `path`, the weights file.
+        The card: architecture (or the defense's family and structure), recipe, data with
+        fingerprints, seed, versions, accuracy (count and 95 % Wilson interval), SHA-256 of the
+        weights; and `path`, the weights file. A defense's accuracy is that of the classifier which
+        the recipe names, behind the defense (`clean`) and alone (`undefended`), and
+        `reconstruction_rms` is the distance of what it learned to make from the image.
 
     Raises:
         UnknownNameError, ConfigError: A recipe, data or start that cannot be.
@@ -67,27 +79,68 @@ def train(
     """
     plan = load_recipe(recipe) if isinstance(recipe, str) else recipe
     out = Path(out)
+    if isinstance(plan, DefenseRecipe):
+        begin(plan)  # what cannot be is refused before the data are read
     spec = plan.data if data is None else data
     parts = {
         split: feint.data.load(spec, split=split, root=root, download=download)
         for split in ("train", "test")
     }
-    classes = _classes(parts)
+    job = _Job(out, spec, parts, device, on_epoch)
+    if isinstance(plan, DefenseRecipe):
+        card, path = _defense(plan, job)
+    else:
+        card, path = _classifier(plan, job)
+    return {**card, "path": str(path)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a training gets besides its recipe."""
+
+    out: Path
+    spec: str
+    parts: dict[str, Dataset]
+    device: torch.device | str
+    on_epoch: Callable[[EpochReport], None] | None
+
+    def common(self, plan: TrainingRecipe | DefenseRecipe) -> dict[str, Any]:
+        """The entries of every card."""
+        return {
+            "data": {
+                "spec": _name(self.spec),
+                **{
+                    k: {"images": len(v), "fingerprint": v.fingerprint}
+                    for k, v in self.parts.items()
+                },
+            },
+            "seed": plan.seed,
+            "versions": {
+                "feint": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "torchvision", "numpy")},
+            },
+            "device": str(torch.device(self.device)),
+        }
+
+
+def _classifier(plan: TrainingRecipe, job: _Job) -> tuple[dict[str, Any], Path]:
+    classes = _classes(job.parts)
     model = build(plan.architecture, plan.ace, classes)
     initialise(model, plan.seed, plan.initialisation)
     start = _begin_from(model, plan)
-    learned = parts["train"]
+    learned, test = job.parts["train"], job.parts["test"]
     fit(
         model,
         plan,
         learned.images(),
         learned.labels,
-        folder=out,
-        device=device,
-        on_epoch=on_epoch,
+        folder=job.out,
+        device=job.device,
+        on_epoch=job.on_epoch,
     )
-    test = parts["test"]
     share = accuracy(model, test.images(), test.labels)
+    common = job.common(plan)
     card = {
         "name": plan.name,
         "architecture": plan.architecture,
@@ -95,26 +148,64 @@ def train(
         "classes": classes,
         "input_size": list(learned.shape[1:]),
         "accuracy": {"clean": _rate(round(share * len(test)), len(test))},
-        "data": {
-            "spec": _name(spec),
-            **{k: {"images": len(v), "fingerprint": v.fingerprint} for k, v in parts.items()},
-        },
+        "data": common.pop("data"),
         "recipe": {
             **plan.model_dump(mode="json"),
             "ace": _finite(plan.ace),
             "start": None if plan.start is None else _name(plan.start),
         },
         "start": start,
-        "seed": plan.seed,
-        "versions": {
-            "feint": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "numpy")},
-        },
-        "device": str(torch.device(device)),
+        **common,
     }
-    path = out / f"{plan.name}.safetensors"
-    return {**save_bundle(model, path, card), "path": str(path)}
+    path = job.out / f"{plan.name}.safetensors"
+    return save_bundle(model, path, card), path
+
+
+def _defense(plan: DefenseRecipe, job: _Job) -> tuple[dict[str, Any], Path]:
+    defense = begin(plan)
+    classifier = load_classifier(plan, job.device)
+    learned, test = job.parts["train"], job.parts["test"]
+    fit_defense(
+        defense,
+        plan,
+        learned.images(),
+        learned.labels,
+        classifier=classifier,
+        folder=job.out,
+        device=job.device,
+        on_epoch=job.on_epoch,
+    )
+    shares = {} if classifier is None else defended_accuracy(defense, classifier, test)
+    size = list(learned.shape[1:])
+    common = job.common(plan)
+    started = None if plan.start is None else weights_path(plan.start)
+    card = {
+        "name": plan.name,
+        "family": defense.family,
+        "structure": defense.structure,
+        "input_size": size,
+        "accuracy": {k: _rate(round(v * len(test)), len(test)) for k, v in shares.items()},
+        **measured(defense, test.images()),
+        "data": common.pop("data"),
+        "recipe": {
+            **plan.model_dump(mode="json"),
+            "start": None if plan.start is None else _name(plan.start),
+            "classifier": None if plan.classifier is None else _name(plan.classifier),
+        },
+        "start": None
+        if started is None
+        else {
+            "spec": _name(str(plan.start)),
+            "sha256": hashlib.sha256(started.read_bytes()).hexdigest(),
+        },
+        **common,
+        "parameters": sum(p.numel() for p in defense.network.parameters()),
+    }
+    state = defense.network.state_dict()
+    if plan.store == "float16":
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    path = job.out / f"{plan.name}.safetensors"
+    return save_weights(path, state, defense.metadata(input_size=size), card), path
 
 
 def _classes(parts: dict[str, Dataset]) -> int:
