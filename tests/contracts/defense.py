@@ -29,7 +29,7 @@ import feint.defenses as defenses
 from feint.core import random
 from feint.core.errors import DtypeError, FeintError, RangeError, ShapeError, UnknownNameError
 from feint.core.registry import DEFENSES
-from feint.defenses.base import Params
+from feint.defenses.base import Defense, Params
 from tests.contracts.defense_gradients import GradientContract, images, pairwise
 
 __all__ = ["DefenseContract", "images", "pairwise"]
@@ -45,6 +45,10 @@ EXAMPLES = settings(
 
 class DefenseContract(GradientContract):
     """Inherit, set `cls` and `configs`, and every test below runs for every configuration."""
+
+    def parse(self, text: str) -> Defense:
+        """The defense of an expression, as `build` would make it."""
+        return defenses.parse(text)
 
     # --- what is declared ------------------------------------------------------------------
 
@@ -70,7 +74,7 @@ class DefenseContract(GradientContract):
         defense = self.build(config)
         if "<" in defense.spec or defense.name not in DEFENSES:
             return  # holds a tensor, which cannot be typed
-        again = defenses.parse(defense.spec)
+        again = self.parse(defense.spec)
         assert type(again) is type(defense)
         assert again.spec == defense.spec
         again.load_state_dict(defense.state_dict())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feint.core import random
 from feint.core.errors import ConfigError, RangeError, ShapeError
 from feint.core.registry import defense
+from feint.defenses.activation import ActivationMap, Variant
 from feint.defenses.base import Defense, Params, backward_rule
 
 __all__ = ["PixelDeflection", "resolve_moves"]
@@ -19,6 +21,8 @@ __all__ = ["PixelDeflection", "resolve_moves"]
 Count = Literal["move", "triple", "attempt"]
 Edges = Literal["open", "randint", "square"]
 
+_MAPS: dict[str, Variant] = {"rcam": "paper", "rcam_repo": "repo"}
+"""Maps of the classifier itself, by the name that people type."""
 _NEVER = 1 << 40
 """Number of an attempt that does not come: larger than any count."""
 
@@ -64,18 +68,26 @@ class PixelDeflection(Defense):
         together: Move all channels of a pixel at once, not one channel at its own place.
         activation_map: Where not to deflect, in [0, 1]: a tensor (H, W) or (B or 1, 1, H, W), or
             a function from images to such a tensor, called without gradient. None: everywhere.
+            `"rcam"`: the robust activation map of the classifier behind the defense, which a
+            `Pipeline` makes known (`bind`); `"rcam_repo"`: with the original generator's weights.
+            See `feint.defenses.activation.ActivationMap`.
 
     Convention:
-        Any number of channels; a "triple" is one attempt per channel.
+        Any number of channels; a "triple" is one attempt per channel. A map made by a function or
+        by the classifier is computed anew for every image that comes, in the attacker's view too:
+        there it follows the adversarial image, and no gradient flows through it (the places hang on
+        it in steps). An attacker who would rather freeze the clean image's map passes it as a
+        tensor. With `"rcam"` a place may change with the last bit of a convolution.
 
     Raises:
         RangeError: If `deflections` < 0, the window is too small or the map leaves [0, 1].
-        ConfigError: If `count` or `edges` is unknown.
+        ConfigError: If `count`, `edges` or the map's name is unknown; if a classifier's map is
+            wanted and there is no classifier, or one without a convolution.
         ShapeError: If a side is shorter than 2 pixels or the map does not fit.
 
     Cost: O(K log K) on index vectors, then one gather and one scatter of K values: 200 moves on a
         299×299 image take 0.2 %, 600 triples 1 % of a ResNet-50 forward pass at 224×224 (one CPU
-        thread).
+        thread). `"rcam"` adds a forward pass of the classifier for every image and draw.
 
     Example:
         >>> import torch
@@ -92,10 +104,12 @@ class PixelDeflection(Defense):
         defenses", arXiv 1804.03286.
 
     Deviations:
-        Offsets are drawn uniformly from the valid ones, which is what the original's redrawing
-        until valid amounts to. Rejected attempts are not drawn one by one: the gaps between
-        accepted ones are geometric and their places follow 1 − map, which is the same
-        distribution. Where the map is 1 everywhere nothing is moved; the original never returns.
+        No preset has a map: the original's came from files, its copies in S0's and S1's code and
+        the published break use none. Offsets are drawn uniformly from the valid ones, which is
+        what the original's redrawing until valid amounts to. Rejected attempts are not drawn one
+        by one: the gaps between accepted ones are geometric and their places follow 1 − map, which
+        is the same distribution. Where the map is 1 everywhere nothing is moved; the original
+        never returns.
     """
 
     differentiable: ClassVar[bool] = True
@@ -113,7 +127,10 @@ class PixelDeflection(Defense):
         count: Count = "move",
         edges: Edges = "open",
         together: bool = False,
-        activation_map: Tensor | Callable[[Tensor], Tensor] | None = None,
+        activation_map: Tensor
+        | Callable[[Tensor], Tensor]
+        | Literal["rcam", "rcam_repo"]
+        | None = None,
     ) -> None:
         super().__init__()
         if deflections < 0:
@@ -130,11 +147,26 @@ class PixelDeflection(Defense):
         self.stochastic = deflections > 0  # type: ignore[misc]
         self.deflections, self.window = deflections, window
         self.count, self.edges, self.together = count, edges, together
-        self.map_of = None if isinstance(activation_map, Tensor) else activation_map
+        self.map_name = activation_map if isinstance(activation_map, str) else None
+        if self.map_name is not None and self.map_name not in _MAPS:
+            raise ConfigError(
+                f"activation_map is {activation_map!r}; expected {' or '.join(map(repr, _MAPS))}, "
+                "a tensor, a function, or None"
+            )
+        self.map_of = None if isinstance(activation_map, (Tensor, str)) else activation_map
         fixed = activation_map if isinstance(activation_map, Tensor) else None
         if fixed is not None and fixed.ndim == 2:
             fixed = fixed[None, None]
         self.register_buffer("activation_map", fixed)
+
+    def bind(self, model: nn.Module) -> Defense:
+        """With the map of this classifier, if one is wanted."""
+        if self.map_name is None:
+            return self
+        bound = copy.copy(self)
+        bound._buffers = dict(self._buffers)
+        bound.map_of = ActivationMap(model, variant=_MAPS[self.map_name])
+        return bound
 
     def _turn(self, channels: int) -> int:
         """Attempts in one turn over the channels."""
@@ -185,6 +217,11 @@ class PixelDeflection(Defense):
     def _keep(self, x: Tensor) -> Tensor | None:
         """The chance that an attempt at each place is accepted: 1 − map, (B, 1, H, W) float64."""
         given = self.activation_map
+        if self.map_name is not None and self.map_of is None:
+            raise ConfigError(
+                f"activation_map={self.map_name!r} needs a classifier; put the defense into a "
+                "Pipeline, or call bind(model)"
+            )
         if self.map_of is not None:
             with torch.no_grad():
                 given = self.map_of(x.detach())
