@@ -16,6 +16,7 @@ from feint.defenses.rdg import RDG
 from feint.defenses.region_based import RegionBased
 from feint.defenses.s2snet import S2SNet
 from feint.defenses.shield import Shield
+from feint.defenses.smoothing import Smoothing
 from feint.defenses.thermometer import Thermometer
 from feint.defenses.wavelet import Wavelet
 
@@ -37,6 +38,7 @@ __all__ = [
     "RegionBased",
     "S2SNet",
     "Shield",
+    "Smoothing",
     "Thermometer",
     "View",
     "Wavelet",
