@@ -7,6 +7,7 @@ from feint.defenses.chain import Chain, parse
 from feint.defenses.crop_ensemble import CropEnsemble
 from feint.defenses.fd import FD
 from feint.defenses.jpeg import JPEG
+from feint.defenses.me_net import MENet
 from feint.defenses.median import Median
 from feint.defenses.noise import Noise
 from feint.defenses.pixel_deflection import PixelDeflection
@@ -29,6 +30,7 @@ __all__ = [
     "Chain",
     "CropEnsemble",
     "Defense",
+    "MENet",
     "Median",
     "Noise",
     "Params",
