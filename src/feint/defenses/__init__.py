@@ -12,6 +12,7 @@ from feint.defenses.median import Median
 from feint.defenses.noise import Noise
 from feint.defenses.pixel_deflection import PixelDeflection
 from feint.defenses.pixel_shift import PixelShift
+from feint.defenses.prm import PRM
 from feint.defenses.rand import Rand
 from feint.defenses.rdg import RDG
 from feint.defenses.region_based import RegionBased
@@ -25,6 +26,7 @@ __all__ = [
     "ACE",
     "FD",
     "JPEG",
+    "PRM",
     "RDG",
     "BitDepth",
     "Chain",

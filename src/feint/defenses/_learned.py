@@ -39,7 +39,7 @@ FOLDER = Path(__file__).parent / "weights"
 UNTRAINED = "untrained"
 """The name that stands for fresh weights, which mean nothing until they are trained."""
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, which the papers' code uses for every data set."""
 
 L = TypeVar("L", bound="Learned")
@@ -84,11 +84,6 @@ class Learned(Defense):
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
-
     def open(
         self,
         weights: str | None,
@@ -96,13 +91,27 @@ class Learned(Defense):
         usual: Mapping[str, Any],
         make: Callable[..., nn.Module],
     ) -> None:
-        """Set `network` and `structure` from a weights file, or fresh.
+        """Set `network` and `structure` from a weights file, or fresh; arguments as of `opened`."""
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.network, self.structure = self.opened(weights, asked, usual, make)
+
+    def opened(
+        self,
+        weights: str | None,
+        asked: Mapping[str, Any],
+        usual: Mapping[str, Any],
+        make: Callable[..., nn.Module],
+        seed: int = 0,
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """A network with its structure, from a weights file or fresh.
 
         Args:
             weights: A bundled name, a `.safetensors` file, `"untrained"`, or None for the default.
             asked: The structure's keywords as given; None where the caller leaves them open.
             usual: The structure of an untrained network where nothing is asked, the paper's.
             make: Makes the network of a structure.
+            seed: Of fresh weights.
 
         Raises:
             UnknownNameError: No such weights.
@@ -112,10 +121,10 @@ class Learned(Defense):
         name = self.bundled if weights is None else weights
         given = {key: value for key, value in asked.items() if value is not None}
         if name == UNTRAINED:
-            self.structure = {**usual, **given}
-            self.network = _frozen(_made(make, self.structure))
-            initialise(self.network, 0)
-            return
+            structure = {**usual, **given}
+            network = _frozen(_made(make, structure))
+            initialise(network, seed)
+            return network, structure
         path = weights_path(name)
         state, meta = read_safetensors(path)
         told = read_meta(meta, name)
@@ -126,7 +135,12 @@ class Learned(Defense):
                 + (f"a network of the family {found!r}" if found else "no defense")
                 + f"; expected the family {self.family!r}"
             )
-        own = {k: _tuples(v) for k, v in told["structure"].items()}
+        own = {k: _tuples(v) for k, v in told.get("structure", {}).items()}
+        if not own or not own.keys() <= asked.keys() | usual.keys():
+            raise DataError(
+                f"the metadata of weights {name!r} cannot be read: the structure has "
+                f"{sorted(own)}; expected {sorted(usual)}"
+            )
         for key, value in given.items():
             if own.get(key) != _tuples(value):
                 raise ConfigError(
@@ -134,14 +148,16 @@ class Learned(Defense):
                     f"{key}={format_value(own.get(key))}; leave it out, or say "
                     f"weights={UNTRAINED!r} to train such a network"
                 )
-        self.structure = {**usual, **own}
-        self.network = _frozen(_made(make, self.structure))
-        fill(self.network, state, name, f"the {self.family} {self.structure}")
+        structure = {**usual, **own}
+        network = _frozen(_made(make, structure))
+        return fill(network, state, name, f"the {self.family} {structure}"), structure
 
     def train(self: L, mode: bool = True) -> L:
-        """Set the mode of the defense; the network stays in eval mode."""
+        """Set the mode of the defense; its networks stay in eval mode."""
         super().train(mode)
-        self.network.eval()
+        if "network" in self._modules:
+            for part in self.children():
+                part.eval()
         return self
 
     def learn(self, x: Tensor, params: Params) -> Tensor:

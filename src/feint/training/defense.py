@@ -65,7 +65,7 @@ def begin(recipe: DefenseRecipe) -> Learned:
         raise ConfigError(f"recipe {recipe.name}: leave weights to `start`")
     DEFENSES[call.name].check({"weights": UNTRAINED, **call.keywords})
     defense = parse(spec.format_call(call.name, {**call.keywords, "weights": UNTRAINED}))
-    if not isinstance(defense, Learned):
+    if not isinstance(defense, Learned) or "network" not in dict(defense.named_children()):
         raise ConfigError(f"recipe {recipe.name}: {call.name} has no weights to train")
     objective = OBJECTIVES[recipe.objective]
     if not hasattr(defense, objective.requires):
