@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from feint.core.gradients import is_stochastic
 from feint.defenses.base import Defense
 from feint.evaluation import Batch, Cell, Finding, Pipeline, Subject
 from feint.evaluation.health import Undeclared, check_pipeline, declare
@@ -76,14 +77,24 @@ def test_honest_pipelines_pass(name: str) -> None:
     )
     assert failed(found) == set()
     expected = {
+        "input-and-mode",
         "outputs-are-logits",
         "declared-randomness",
         "batch-independence",
         "static-state",
+        "static-process",
+        "differentiable-parts",
         "view-is-exact",
+        "stable-loss",
         "gradient-is-useful",
     }
-    assert set(found) == expected | (set() if spsa else {"zero-gradient"})
+    if not spsa:
+        expected |= {"zero-gradient", "loss-is-alive", "gradient-foretells"}
+    if isinstance(defense, Steps):
+        expected.add("stand-in-fidelity")
+    if is_stochastic(model) or is_stochastic(defense):
+        expected.add("eot-signal")
+    assert set(found) == expected
     assert all(any(c.isdigit() for c in f.evidence) for f in found.values())
 
 
@@ -200,7 +211,8 @@ def test_a_nan_gradient_names_its_module() -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_misleading_gradient(norm: str) -> None:
     found = findings(behind(Flipped(), LinearModel()), norm=norm)
-    assert failed(found) == {"gradient-is-useful"}
+    assert failed(found) == {"gradient-is-useful", "gradient-foretells"}
+    assert "correlate with -1.00" in found["gradient-foretells"].evidence
     assert found["gradient-is-useful"].status == "fail"
 
 

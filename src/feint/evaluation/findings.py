@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from feint.evaluation.checklist import CHECKS
+
 __all__ = ["Finding", "Status"]
 
 Status = Literal["pass", "warn", "fail"]
@@ -25,6 +27,17 @@ class Finding:
     """What was checked: a pipeline or a cell, in words."""
     evidence: str
     """What was measured, with numbers and the threshold."""
+    threshold: str = ""
+    """When the check warns and fails; from `feint.evaluation.checklist` unless given."""
+    source: str = ""
+    """Where the check is from, by the letters of `feint.evaluation.checklist.SOURCES`."""
+
+    def __post_init__(self) -> None:
+        known = CHECKS.get(self.check)
+        if known is not None and not self.threshold:
+            object.__setattr__(self, "threshold", known.threshold)
+        if known is not None and not self.source:
+            object.__setattr__(self, "source", known.source)
 
     def as_dict(self) -> dict[str, str]:
         """Plain data."""

@@ -5,9 +5,11 @@ Rules:
        pipeline (the same votes, too) within one threat model: the attacks of its norm and goal
        with its budget or less, and no attack at all. Never an average over attacks.
     2. It is an *upper* bound on robust accuracy; nothing is ever called robust.
-    3. A `fail` among the findings withholds the verdict, and the text says which.
+    3. A `fail` among the findings withholds the verdict, and the text says which, and why.
     4. The grade is F with a `fail`; otherwise A without, B with up to two and C with more `warn`.
-    5. A pipeline that no white-box cell attacked has no bound: its verdict is withheld, grade F.
+    5. A pipeline that no attacker met who knows it (white-box or adaptive) has no bound: its
+       verdict is withheld, grade F.
+    6. Every number comes with its 95 % interval, its count, and the number of attacks behind it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,12 @@ from feint.evaluation.metrics import Rate
 from feint.evaluation.results import CellResult, by_deployment, worst
 from feint.evaluation.scenarios import get_scenario
 
-__all__ = ["Bound", "Verdict", "bounds", "conclude", "name_of"]
+__all__ = ["INFORMED", "Bound", "Verdict", "bounds", "conclude", "eps_text", "name_of"]
+
+INFORMED = ("white-box", "adaptive")
+"""Scenarios whose attacker has everything but the draws themselves: a bound may rest on them."""
+_OTHERS = ("model", "source")
+"""What an attacker attacks who does not know of the defense."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ def bounds(results: Sequence[CellResult]) -> list[Bound]:
         for norm, eps, targeted in threats:
             attacked = [r for r in judged if r.cell.attack != "none" and _within(r, norm, eps)]
             attacked = [r for r in attacked if r.cell.targeted == targeted]
-            gray = [r for r in attacked if r.cell.scenario != "white-box"]
-            knowing = any(r.cell.scenario == "white-box" for r in attacked)
+            gray = [r for r in attacked if get_scenario(r.cell.scenario).attacked in _OTHERS]
+            knowing = any(r.cell.scenario in INFORMED for r in attacked)
             found.append(
                 Bound(
                     model,
@@ -117,15 +124,23 @@ def _sentence(bound: Bound) -> str:
     return text + f" (worst case of {tried} per sample, n = {bound.worst.n})."
 
 
+def _reason(finding: Finding) -> str:
+    return f"{finding.check} failed because, for {finding.subject}, {finding.evidence}."
+
+
 def conclude(results: Sequence[CellResult], findings: Sequence[Finding]) -> Verdict:
     """Apply the rules above."""
     found = bounds(results)
-    failed = list(dict.fromkeys(f.check for f in findings if f.status == "fail"))
+    failed: dict[str, Finding] = {}
+    for finding in findings:
+        if finding.status == "fail":
+            failed.setdefault(finding.check, finding)
     unbounded = [b for b in found if b.worst is None]
     warned = sum(f.status == "warn" for f in findings)
     text = "\n".join(map(_sentence, found)) or "No deployed pipeline was attacked: no verdict."
     withheld = bool(failed or unbounded or not found)
     if failed:
-        text = f"Not trustworthy: {', '.join(failed)} failed (see the findings).\n{text}"
+        why = "\n  ".join(map(_reason, failed.values()))
+        text = f"Not trustworthy: {why}\n{text}"
     grade = "F" if withheld else "A" if warned == 0 else "B" if warned <= 2 else "C"
     return Verdict(text, grade, withheld, tuple(found))

@@ -7,20 +7,43 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from feint.core import random
 from feint.core.errors import ConfigError
-from feint.evaluation.attackers import ParsedAttack, parse_attack
+from feint.evaluation.attackers import Attacked, ParsedAttack, parse_attack
 from feint.evaluation.cell import Cell
+from feint.evaluation.findings import Status
+from feint.evaluation.health.words import knows
 from feint.evaluation.judge import Judgement, judge
 from feint.evaluation.metrics import clearly_more
 from feint.evaluation.results import CellResult
 from feint.evaluation.shard import Batch, Rows, Subject, judge_shard
 from feint.evaluation.verdict import name_of
 
-__all__ = ["Case", "case_of", "strongest"]
+__all__ = ["Case", "case_of", "graded", "reduced", "strongest"]
+
+
+def graded(lost: NDArray[np.bool_]) -> Status:
+    """Fail above 5 % of the samples, warn above 2 %, pass below two samples."""
+    share, count = float(lost.mean()) if len(lost) else 0.0, int(lost.sum())
+    if count < 2:
+        return "pass"
+    return "fail" if share > 0.05 else "warn" if share > 0.02 else "pass"
+
+
+def reduced(parsed: ParsedAttack, steps: int, **more: Any) -> ParsedAttack:
+    """The attack with at most so many steps (and queries), one start, and other settings."""
+    kwargs = dict(parsed.kwargs)
+    parameters = parsed.info.parameters
+    for key, most in (("steps", steps), ("queries", 20 * steps), ("restarts", 1)):
+        now = parsed.effective(key) if key in parameters else None
+        if isinstance(now, int):
+            kwargs[key] = min(now, most)
+    kwargs |= {key: value for key, value in more.items() if key in parameters}
+    return replace(parsed, kwargs=kwargs)
 
 
 def strongest(group: Sequence[CellResult]) -> CellResult | None:
@@ -28,7 +51,9 @@ def strongest(group: Sequence[CellResult]) -> CellResult | None:
 
     Only cells of the group's largest budget count.
     """
-    white = [r for r in group if r.cell.scenario == "white-box"]
+    white = [r for r in group if knows(r.cell)]
+    # A search over attacks is no attack to experiment with, where there is a plain one.
+    white = [r for r in white if r.cell.scenario == "white-box"] or white
     white = [r for r in white if parse_attack(r.cell.attack).needs_gradient] or white
     if not white:
         return None
@@ -65,13 +90,64 @@ class Case:
         falls = np.asarray(right) / draws <= 0.5
         return standing & falls & clearly_more(self.right[:n], self.draws[:n], right, draws)
 
-    def attack(self, attack: ParsedAttack, batch: Batch, eps: float) -> tuple[Tensor, Rows]:
-        """The cell's attack with other settings, and its judged rows."""
-        attacker = replace(self.subject.attacker(self.cell), attack=attack, eps=eps)
+    @property
+    def standing(self) -> NDArray[np.int64]:
+        """Places in `batch` of the samples that white-box attacks left standing."""
+        n = len(self.batch)
+        return np.flatnonzero(self.right[:n] / self.draws[:n] > 0.5)
+
+    def select(self, places: NDArray[np.int64]) -> Batch:
+        """Samples of the batch by their places."""
+        return self.batch.select(torch.from_numpy(places).to(self.batch.x.device))
+
+    def find(
+        self,
+        attack: ParsedAttack,
+        batch: Batch,
+        eps: float | None = None,
+        view: nn.Module | None = None,
+        batch_size: int | None = None,
+    ) -> Attacked:
+        """The images that the attack finds.
+
+        Args:
+            attack: The cell's attack, or another with the same threat model.
+            batch: The samples.
+            eps: Another budget.
+            view: Something else to attack.
+            batch_size: Images per call of the attack.
+        """
+        attacker = self.subject.attacker(self.cell)
+        attacker = replace(
+            attacker,
+            attack=attack,
+            eps=self.cell.eps if eps is None else eps,
+            view=attacker.view if view is None else view,
+        )
         keys = random.keys(self.cell.seed, batch.index)
-        found = attacker.run(batch.x, batch.goal(self.cell.targeted), keys, self.batch_size)
-        cell = replace(self.cell, eps=eps)
+        goal = batch.goal(self.cell.targeted)
+        return attacker.run(batch.x, goal, keys, batch_size or self.batch_size)
+
+    def attack(
+        self,
+        attack: ParsedAttack,
+        batch: Batch,
+        eps: float | None = None,
+        view: nn.Module | None = None,
+    ) -> tuple[Tensor, Rows]:
+        """What the attack finds, and the deployed pipeline's judged rows."""
+        found = self.find(attack, batch, eps, view)
+        cell = self.cell if eps is None else replace(self.cell, eps=eps)
         return found.x_adv, judge_shard(cell, self.subject, batch, found, self.batch_size)
+
+    def also_lost(
+        self, places: NDArray[np.int64], right: NDArray[Any], draws: NDArray[Any] | int
+    ) -> NDArray[np.bool_]:
+        """`lost` for counts that are known at some places only, over the whole batch."""
+        n = len(self.batch)
+        all_right, all_draws = self.right[:n].copy(), self.draws[:n].copy()
+        all_right[places], all_draws[places] = right, draws
+        return self.lost(all_right, all_draws)
 
     def judge(self, x: Tensor, y: Tensor, keys: Tensor, draws: int, purpose: str) -> Judgement:
         """Fresh draws of the deployed pipeline."""
@@ -91,9 +167,7 @@ def case_of(
         raise ConfigError("no white-box cell among these; nothing can be checked against them")
     gradient = parse_attack(best.cell.attack).needs_gradient
     white = [
-        r
-        for r in group
-        if r.cell.scenario == "white-box" and parse_attack(r.cell.attack).needs_gradient == gradient
+        r for r in group if knows(r.cell) and parse_attack(r.cell.attack).needs_gradient == gradient
     ]
     worst = np.argmin([r.shares for r in white], axis=0), np.arange(len(best.shares))
     return Case(

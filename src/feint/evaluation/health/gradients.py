@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from feint.core import random
 from feint.core.errors import GradientError
 from feint.core.gradients import (
+    GradientEstimator,
     backprop,
     call,
     eot,
     find_gradient_loss,
     is_stochastic,
 )
-from feint.core.losses import margin
-from feint.evaluation.attackers import EOT_DRAWS
+from feint.core.losses import LOSSES, Loss, get_loss, margin
+from feint.evaluation.attackers import EOT_DRAWS, ParsedAttack
 from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding, Status
 from feint.evaluation.health.declare import Undeclared, unlike
+from feint.evaluation.health.foretell import check_slopes, check_stability
 from feint.evaluation.shard import Batch, Subject
 
 __all__ = ["check_gradient"]
@@ -30,10 +32,12 @@ STEP = 2 / 255
 HELPFUL, USELESS = 0.8, 0.65
 """Share of samples on which the gradient must do no worse than chance: below the first a warning,
 below the second a failure. A gradient of pure noise reaches about one half."""
+SIGNAL, STANDING = 0.1, 0.05
+"""Cosine of two estimates below which draws resolve nothing, if more than this share stands."""
 
 
 def check_gradient(
-    subject: Subject, cell: Cell, batch: Batch, name: str, batch_size: int
+    subject: Subject, cell: Cell, batch: Batch, name: str, batch_size: int, left: float = 1.0
 ) -> Iterator[Finding]:
     """Checks of a white-box cell's view, with the estimator that its attack uses.
 
@@ -43,6 +47,7 @@ def check_gradient(
         batch: A few samples.
         name: The pipeline in words.
         batch_size: Images per pass.
+        left: Accuracy that the cell's attack left: where nothing stands, noise did no harm.
     """
     view, pipeline = subject.attacked(cell), subject.pipeline(cell)
     keys = random.keys(cell.seed, batch.index).to(batch.x.device)
@@ -50,19 +55,20 @@ def check_gradient(
     attack = subject.attacker(cell)
     if attack.attack.info.knowledge != "gradient":
         return
-    estimator = attack.settings().get("gradient")
-    if estimator is None:
-        estimator = eot(EOT_DRAWS) if is_stochastic(view) else backprop
+    used = attack.settings().get("gradient")
+    if used is None:
+        used = eot(EOT_DRAWS) if is_stochastic(view) else backprop
     few = max(1, batch_size // EOT_DRAWS) if is_stochastic(view) else batch_size
+
+    def slope(
+        estimator: GradientEstimator, loss: Loss, y: Tensor, x: Tensor, drawn: Tensor
+    ) -> Tensor:
+        parts = [slice(i, i + few) for i in range(0, len(x), few)]
+        found = [estimator(view, x[p], y[p], loss, drawn[p]).gradient for p in parts]
+        return torch.cat(found)
+
     try:
-        gradient = torch.cat(
-            [
-                estimator(
-                    view, part.x, part.y, margin, random.keys(cell.seed, part.index).to(keys)
-                ).gradient
-                for part in (batch.select(slice(i, i + few)) for i in range(0, len(batch), few))
-            ]
-        )
+        gradient = slope(used, margin, batch.y, batch.x, keys)
     except GradientError as error:
         yield Finding("zero-gradient", "fail", name, str(error))
         return
@@ -71,14 +77,76 @@ def check_gradient(
         yield found
         if found.status == "fail":
             return
+        own = _own_loss(attack.attack, cell.targeted)
+        if own is not None:
+            goal = batch.goal(cell.targeted)
+            yield _alive(slope(used, own, goal, batch.x, keys), name, attack.attack)
+        # One draw for a random pipeline: the same in the gradient and in what happens.
+        yield from check_slopes(
+            pipeline,
+            lambda x: slope(backprop, margin, batch.y, x, keys),
+            batch,
+            keys,
+            name,
+            batch_size,
+        )
+    yield from check_stability(pipeline, batch, keys, name, batch_size)
     yield _agreement(pipeline, cell, batch, keys, gradient, name, batch_size)
+    if is_stochastic(view):
+        other = slope(used, margin, batch.y, batch.x, random.fold(keys, "second estimate"))
+        yield _signal(gradient, other, name, left)
 
 
-@torch.no_grad()
+def _own_loss(attack: ParsedAttack, targeted: bool) -> Loss | None:
+    """The loss that the attack climbs, if it has one by name."""
+    named = attack.effective("loss") if "loss" in attack.info.parameters else None
+    return get_loss(named, targeted) if isinstance(named, str) and named in LOSSES else None
+
+
+def _alive(gradient: Tensor, name: str, attack: ParsedAttack) -> Finding:
+    dead = float((gradient == 0).flatten(1).all(1).double().mean())
+    status: Status = "fail" if dead > 0.5 else "warn" if dead > 0.1 else "pass"
+    evidence = (
+        f"the gradient of the attack's own loss, {attack.effective('loss')}, is zero on "
+        f"{100 * dead:.0f} % of {len(gradient)} samples (warn above 10 %, fail above 50 %)"
+    )
+    if status != "pass":
+        evidence += "; the loss is saturated: attack with loss='margin' or loss='dlr'"
+    return Finding("loss-is-alive", status, name, evidence)
+
+
+def _signal(first: Tensor, second: Tensor, name: str, left: float) -> Finding:
+    a, b = first.flatten(1).double(), second.flatten(1).double()
+    lengths = a.norm(dim=1) * b.norm(dim=1)
+    known = lengths > 0
+    evidence = f"no estimate of {len(a)} samples is other than zero"
+    if not bool(known.any()):
+        return Finding("eot-signal", "pass", name, evidence)
+    cosine = float(((a * b).sum(1)[known] / lengths[known]).mean())
+    evidence = (
+        f"two independent estimates of the gradient have a cosine of {cosine:.2f} (warn below "
+        f"{SIGNAL:g} if more than {100 * STANDING:g} % stand; {100 * left:.0f} % do)"
+    )
+    weak = cosine < SIGNAL and left > STANDING
+    if weak:
+        evidence += (
+            f"; noise hides it: about {_draws_for_half(cosine)} times the draws for a cosine of 0.5"
+        )
+    return Finding("eot-signal", "warn" if weak else "pass", name, evidence)
+
+
+def _draws_for_half(cosine: float) -> str:
+    """Signal grows with the draws: c = s/(s + 1) for one estimate, s·k/(s·k + 1) for k times."""
+    return f"{(1 - cosine) / cosine:.0f}" if cosine > 1e-3 else "more than 1000"
+
+
 def _exact_view(
     view: nn.Module, pipeline: nn.Module, x: Tensor, keys: Tensor, name: str
 ) -> Finding:
-    off = unlike(call(view, x, keys), call(pipeline, x, keys))
+    with torch.enable_grad():  # as an attack asks: a pipeline might answer it otherwise
+        seen = call(view, x.detach().clone().requires_grad_(), keys).detach()
+    with torch.no_grad():
+        off = unlike(seen, call(pipeline, x, keys))
     unkeyed = any(isinstance(m, Undeclared) for m in pipeline.modules())
     evidence = (
         f"logits of what is attacked and of what is judged differ by {off:.2g} of the largest "

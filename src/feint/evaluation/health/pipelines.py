@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import random as python_random
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from feint.core import random
 from feint.core.gradients import call, is_stochastic
 from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding, Status
 from feint.evaluation.health.declare import DIFFERENT, Undeclared, unlike
+from feint.evaluation.health.differentiable import check_parts
 from feint.evaluation.health.gradients import check_gradient
+from feint.evaluation.health.words import knows
 from feint.evaluation.shard import Batch, Subject
 from feint.evaluation.verdict import name_of
 
@@ -24,8 +30,15 @@ ALONE = 8
 """Samples that are asked alone."""
 
 
+_MODAL = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+)
+"""Modules that do something else in training mode."""
+
+
 def check_pipeline(
-    subject: Subject, cell: Cell, batch: Batch, *, batch_size: int = 128
+    subject: Subject, cell: Cell, batch: Batch, *, batch_size: int = 128, left: float = 1.0
 ) -> Iterator[Finding]:
     """Checks of a deployed pipeline and of the attacker's view of it.
 
@@ -34,20 +47,37 @@ def check_pipeline(
         cell: A cell of the pipeline; if its attacker knows the pipeline, his view is checked, too.
         batch: A few samples.
         batch_size: Images per forward pass of the gradient checks.
+        left: Accuracy that the cell's attack left.
 
-    Cost: about 20 forward passes per sample, and 8 backward passes if the pipeline is stochastic.
+    Cost: about 40 forward passes per sample, and 16 backward passes if the pipeline is stochastic.
     """
     pipeline = subject.pipeline(cell)
     name = name_of(cell.model, cell.defense)
     keys = random.keys(cell.seed, batch.index).to(batch.x.device)
     with torch.no_grad():
         logits = call(pipeline, batch.x, keys)
+        yield _input(pipeline, batch.x, name)
         yield _probabilities(logits, name)
         yield _randomness(pipeline, batch.x, keys, logits, name)
         yield _coupling(pipeline, batch.x, keys, logits, name)
         yield _state(pipeline, batch.x, keys, name)
-    if cell.scenario == "white-box":
-        yield from check_gradient(subject, cell, batch, name, batch_size)
+        yield _process(pipeline, batch.x, keys, name)
+    if knows(cell):
+        yield from check_parts(subject, cell, batch, name)
+        yield from check_gradient(subject, cell, batch, name, batch_size, left)
+
+
+def _input(pipeline: nn.Module, x: Tensor, name: str) -> Finding:
+    training = [n for n, m in pipeline.named_modules() if m.training and isinstance(m, _MODAL)]
+    low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 1.0)
+    fits = x.is_floating_point() and low >= 0 and high <= 1  # NaN is neither
+    evidence = (
+        f"{str(x.dtype).removeprefix('torch.')} images in [{low:.3g}, {high:.3g}] (expected "
+        f"[0, 1]); {len(training)} modules of batch normalisation or dropout in training mode"
+    )
+    if training:
+        evidence += f" (first: {training[0]}); call model.eval()"
+    return Finding("input-and-mode", "pass" if fits and not training else "fail", name, evidence)
 
 
 def _probabilities(logits: Tensor, name: str) -> Finding:
@@ -101,10 +131,11 @@ def _coupling(pipeline: nn.Module, x: Tensor, keys: Tensor, logits: Tensor, name
     except (RuntimeError, ValueError) as error:  # batch normalisation refuses a batch of one
         evidence = f"a sample alone is refused ({error}); call model.eval()"
         return Finding(check, "fail", name, evidence)
-    off = unlike(torch.cat(one), logits[:few])
+    moved = call(pipeline, x.roll(1, 0), keys.roll(1, 0)).roll(-1, 0)
+    off = max(unlike(torch.cat(one), logits[:few]), unlike(moved, logits))
     evidence = (
-        f"logits of {few} samples alone and in their batch differ by {off:.2g} of the largest "
-        f"logit (threshold {COUPLED:g})"
+        f"logits of {few} samples alone and in their batch, and of all in other places of it, "
+        f"differ by {off:.2g} of the largest logit (threshold {COUPLED:g})"
     )
     if off > COUPLED:
         evidence += "; samples influence each other: batch normalisation in training mode?"
@@ -124,6 +155,50 @@ def _state(pipeline: nn.Module, x: Tensor, keys: Tensor, name: str) -> Finding:
             "normalisation is in training mode"
         )
     return Finding("static-state", "fail" if changed else "pass", name, evidence)
+
+
+class _Asked(TorchFunctionMode):
+    """Counts the gradients that are asked for while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradients = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            self.gradients += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _generators() -> dict[str, bytes]:
+    """The state of every global generator that a forward pass could use."""
+    kind, state, *rest = np.random.get_state()  # noqa: NPY002 (looked at, not used)
+    found = {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": repr((kind, *rest)).encode() + np.asarray(state).tobytes(),
+        "python": repr(python_random.getstate()).encode(),
+    }
+    if torch.cuda.is_initialized():
+        found["cuda"] = torch.cuda.get_rng_state().numpy().tobytes()
+    return found
+
+
+def _process(pipeline: nn.Module, x: Tensor, keys: Tensor, name: str) -> Finding:
+    before = _generators()
+    with _Asked() as asked:
+        call(pipeline, x, keys)
+    after = _generators()
+    drawn = [kind for kind in before if before[kind] != after.get(kind)]
+    evidence = (
+        f"a forward pass draws from {len(drawn)} global generators and asks for "
+        f"{asked.gradients} gradients of its own"
+    )
+    if drawn:
+        evidence += f" (drawn from: {', '.join(drawn)}; such draws cannot be repeated)"
+    if asked.gradients:
+        evidence += "; a pipeline that optimises while it answers must be attacked through that"
+    bad = bool(drawn) or asked.gradients > 0
+    return Finding("static-process", "warn" if bad else "pass", name, evidence)
 
 
 def _same(value: Tensor, before: Tensor) -> bool:

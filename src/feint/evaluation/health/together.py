@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from feint.core import random
 from feint.core.norms import random_in_ball
-from feint.evaluation.attackers import ParsedAttack, parse_attack
+from feint.evaluation.attackers import parse_attack
 from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding, Status
 from feint.evaluation.health.case import Case, case_of
+from feint.evaluation.health.costly import EXPERIMENTS
 from feint.evaluation.health.declare import Undeclared
+from feint.evaluation.health.experiments import check_experiments
+from feint.evaluation.health.words import attack_words, knows, steps_of
 from feint.evaluation.results import CellResult
 from feint.evaluation.scenarios import get_scenario
 from feint.evaluation.shard import Batch, Subject
@@ -36,6 +38,7 @@ def check_together(
     resolve: Callable[[Cell], Subject],
     batch: Batch,
     batch_size: int,
+    costly: Sequence[str] = (),
 ) -> Iterator[Finding]:
     """Checks of one pipeline's cells against each other, and against blind controls.
 
@@ -44,12 +47,9 @@ def check_together(
         resolve: Gives a cell's objects.
         batch: The run's first samples.
         batch_size: Images per forward pass.
+        costly: Names of checks on request.
     """
-    threats = list(
-        dict.fromkeys(
-            (r.cell.norm, r.cell.targeted) for r in group if r.cell.scenario == "white-box"
-        )
-    )
+    threats = list(dict.fromkeys((r.cell.norm, r.cell.targeted) for r in group if knows(r.cell)))
     for norm, targeted in threats:
         here = [
             r
@@ -64,7 +64,9 @@ def check_together(
         yield from _larger_budgets(here, case.name)
         yield _random_points(case)
         yield _zero_budget(case)
-        yield from _more_steps(case)
+        yield from check_experiments(case)
+        for check in costly:
+            yield from EXPERIMENTS[check](case) if check in EXPERIMENTS else ()
 
 
 def _weaker_attackers(case: Case) -> Iterator[Finding]:
@@ -80,8 +82,8 @@ def _weaker_attackers(case: Case) -> Iterator[Finding]:
             "white-box-is-strongest",
             "fail" if lost.mean() > 0.02 else "warn" if lost.any() else "pass",
             case.name,
-            f"{cell.scenario} {cell.attack} breaks {int(lost.sum())} of {len(lost)} samples that "
-            "no white-box gradient attack broke (fail above 2 %)",
+            f"{cell.scenario} {attack_words(cell.attack)} breaks {int(lost.sum())} of {len(lost)} "
+            "samples that no white-box gradient attack broke (fail above 2 %)",
         )
 
 
@@ -100,9 +102,9 @@ def _larger_budgets(group: Sequence[CellResult], name: str) -> Iterator[Finding]
                 "monotone-in-eps",
                 "warn" if rise > 0 and clear else "pass",
                 name,
-                f"{more.cell.scenario} {more.cell.attack}: accuracy {less.accuracy} at eps "
-                f"{less.cell.eps:.4g}, {more.accuracy} at {more.cell.eps:.4g} (warn if a larger "
-                "budget clearly leaves more)",
+                f"{more.cell.scenario} {attack_words(more.cell.attack)}: accuracy "
+                f"{less.accuracy} at eps {less.cell.eps:.4g}, {more.accuracy} at "
+                f"{more.cell.eps:.4g} (warn if a larger budget clearly leaves more)",
             )
 
 
@@ -143,22 +145,16 @@ def _worst_point(case: Case, batch: Batch, keys: Tensor) -> Tensor:
     return points[best.to(points.device)]
 
 
-def _steps(parsed: ParsedAttack) -> int | None:
-    """The attack's number of steps, if it has one."""
-    found = parsed.effective("steps") if "steps" in parsed.info.parameters else None
-    return found if isinstance(found, int) else None
-
-
 def _zero_budget(case: Case) -> Finding:
     """The attack with a budget of zero: it must give the images back, judged as they were."""
     few, parsed = case.batch.select(slice(0, FEW)), parse_attack(case.cell.attack)
     check = "zero-budget"
     if parsed.info.goal != "budget" or "eps" not in parsed.info.parameters:
-        evidence = f"{case.cell.attack} has no budget to set to zero"
+        evidence = f"{parsed.info.name} has no budget to set to zero"
         return Finding(check, "pass", case.name, evidence)
     # Whatever budget the expression names, here it is zero; a few steps show as much as many.
     kwargs = {**parsed.kwargs, "eps": 0.0}
-    steps = _steps(parsed)
+    steps = steps_of(parsed)
     if steps is not None:
         kwargs["steps"] = min(3, steps)
     x_adv, rows = case.attack(replace(parsed, kwargs=kwargs), few, 0.0)
@@ -183,32 +179,3 @@ def _zero_budget(case: Case) -> Finding:
         )
     status: Status = "pass" if moved == 0 and other <= 1 else "fail"
     return Finding(check, status, case.name, evidence)
-
-
-def _more_steps(case: Case) -> Iterator[Finding]:
-    """Twice the steps on the samples that still stand."""
-    check, parsed, batch = "more-steps-do-not-help", parse_attack(case.cell.attack), case.batch
-    steps = _steps(parsed)
-    if steps is None:
-        return
-    standing = np.flatnonzero(case.right[: len(batch)] / case.draws[: len(batch)] > 0.5)
-    if len(standing) == 0:
-        evidence = f"no sample of {len(batch)} stands to be tried"
-        yield Finding(check, "pass", case.name, evidence)
-        return
-    left = batch.select(torch.from_numpy(standing).to(batch.x.device))
-    doubled = replace(parsed, kwargs={**parsed.kwargs, "steps": 2 * steps})
-    _, rows = case.attack(doubled, left, case.cell.eps)
-    right, draws = np.zeros(len(batch)), np.ones(len(batch))
-    right[:] = case.right[: len(batch)]
-    draws[:] = case.draws[: len(batch)]
-    right[standing], draws[standing] = rows["correct"], rows["draws"]
-    lost = case.lost(right, draws)
-    share = float(lost.mean())
-    yield Finding(
-        check,
-        "fail" if share > 0.05 else "warn" if share > 0.02 else "pass",
-        case.name,
-        f"{2 * steps} steps instead of {steps} break {int(lost.sum())} of the {len(left)} samples "
-        f"that stand among {len(batch)} (warn above 2 %, fail above 5 % of all)",
-    )

@@ -1,0 +1,122 @@
+"""Known-broken controls: what the run's attack must break, and what it must not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from feint import data, defenses, models
+from feint.core.errors import FeintError
+from feint.evaluation.attackers import parse_attack
+from feint.evaluation.cell import Cell
+from feint.evaluation.findings import Finding, Status
+from feint.evaluation.health.case import strongest
+from feint.evaluation.health.words import attack_words
+from feint.evaluation.metrics import Rate, rate
+from feint.evaluation.results import CellResult, by_deployment
+from feint.evaluation.shard import Batch, Subject, attack_shard, judge_shard
+
+__all__ = ["AUTOATTACK", "CONTROLS", "Control"]
+
+SAMPLES = 32
+"""Bundled images that each control is attacked on."""
+BUDGETS = {"linf": 8 / 255, "l2": 1.0, "l1": 24.0}
+"""Budgets that are large enough for an undefended CIFAR-10 classifier to fall."""
+AUTOATTACK = 0.5
+"""Share of these images that AutoAttack (standard, linf 8/255) leaves of the adversarially trained
+classifier."""
+BARE, BEHIND = 0.05, 0.15
+"""Accuracy that may be left of the bare model, and behind a defense that is known to be broken."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """A bundled pipeline whose fate is known."""
+
+    model: str
+    defense: str
+    most: float
+    """Accuracy that may be left."""
+
+
+_MUST_FALL = (
+    Control("bundled:cifar10-resnet20", "none", BARE),
+    Control("bundled:cifar10-resnet20", "jpeg(quality=75)", BEHIND),
+    Control("bundled:cifar10-resnet20", "bit_depth(bits=3)", BEHIND),
+    Control("bundled:cifar10-resnet20", "rand(low=32, high=39, canvas=40)", BEHIND),
+)
+_MUST_STAND = "bundled:cifar10-resnet20-at"
+
+
+def _known_broken(results: Sequence[CellResult], batch_size: int) -> Iterator[Finding]:
+    """The strongest attack of every pipeline of the run, once each, on the bundled controls."""
+    tried: list[Cell] = []
+    for group in by_deployment(results).values():
+        best = strongest(group)
+        if best is None or best.cell.norm not in BUDGETS:
+            continue
+        cell = Cell(
+            "white-box",
+            "control",
+            attack=best.cell.attack,
+            norm=best.cell.norm,
+            eps=max(best.cell.eps, BUDGETS[best.cell.norm]),
+            judge_draws=16,
+            seed=best.cell.seed,
+        )
+        if cell not in tried:
+            tried.append(cell)
+            yield _fall(cell, batch_size)
+            yield _stand(replace(cell, norm="linf", eps=8 / 255), batch_size)
+
+
+def _left(cell: Cell, model: str, defense: str, batch_size: int) -> Rate:
+    read = next(iter(data.load("bundled:cifar10", samples=SAMPLES).batches(SAMPLES)))
+    batch = Batch(read.x, read.y, read.index)
+    chain = None if defense == "none" else defenses.parse(defense)
+    subject = Subject(models.load(model), chain)
+    cell = replace(cell, model=model, defense=defense)
+    made = attack_shard(cell, subject, batch, batch_size)
+    rows = judge_shard(cell, subject, batch, made, batch_size)
+    return rate(rows["correct"] / rows["draws"], int(rows["draws"].max()))
+
+
+def _fall(cell: Cell, batch_size: int) -> Finding:
+    parts, bad = [], False
+    for control in _MUST_FALL:
+        name = "bare" if control.defense == "none" else control.defense
+        try:
+            left = _left(cell, control.model, control.defense, batch_size)
+        except FeintError as error:
+            parts.append(f"{name}: refused ({error})")
+            continue
+        bad |= left.value > control.most
+        parts.append(f"{name} {left} (at most {100 * control.most:.0f} %)")
+    status: Status = "fail" if bad else "pass"
+    evidence = (
+        f"{attack_words(cell.attack)} at {cell.norm} {cell.eps:.4g} leaves of a bundled classifier "
+        f"on {SAMPLES} images: {'; '.join(parts)}"
+    )
+    return Finding("known-broken-controls", status, "controls that must fall", evidence)
+
+
+def _stand(cell: Cell, batch_size: int) -> Finding:
+    check, subject = "known-broken-controls", "control that must stand"
+    if cell.norm not in parse_attack(cell.attack).info.norms:
+        return Finding(check, "pass", subject, f"{cell.attack} has no norm linf: 0 images tried")
+    try:
+        left = _left(cell, _MUST_STAND, "none", batch_size)
+    except FeintError as error:
+        return Finding(check, "warn", subject, f"refused: {error}")
+    evidence = (
+        f"the adversarially trained classifier keeps {left} of {SAMPLES} images at linf 8/255; "
+        f"AutoAttack leaves {100 * AUTOATTACK:.1f} % of the same (fail if its interval lies below: "
+        "the attack then breaks its rules)"
+    )
+    return Finding(check, "fail" if left.high < AUTOATTACK else "pass", subject, evidence)
+
+
+CONTROLS: dict[str, Callable[[Sequence[CellResult], int], Iterator[Finding]]] = {
+    "known-broken-controls": _known_broken
+}
+"""Costly checks of a whole run."""
