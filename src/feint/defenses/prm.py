@@ -44,8 +44,8 @@ class PRM(Learned):
 
     Claim: attacks on a deterministic PRM in front of an ImageNet classifier have almost no effect
     behind the random one (blog, table of four defenses; gray box, the paper's own words).
-    Known break: the exact expectation over the eight shifts (`support`) with differentiation through the
-    autoencoder, or past it (`identity`); nothing is left of the effect.
+    Known break: the exact expectation over the eight shifts (`support`) with differentiation
+    through the autoencoder, or past it (`identity`).
 
     Backward rules:
         `exact` is autograd, through shift and network. `identity` differentiates the shifts and

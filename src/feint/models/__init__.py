@@ -6,6 +6,7 @@ from feint.models.architectures import ARCHITECTURES
 from feint.models.build import build, initialise
 from feint.models.bundle import bundled, card, save_bundle
 from feint.models.facts import check_model, describe, fingerprint
+from feint.models.fronted import Fronted
 from feint.models.normalized import Normalized
 from feint.models.resized import Resized
 from feint.models.specs import DEFAULT, Loaded, load, resolve
@@ -13,6 +14,7 @@ from feint.models.specs import DEFAULT, Loaded, load, resolve
 __all__ = [
     "ARCHITECTURES",
     "DEFAULT",
+    "Fronted",
     "Loaded",
     "Normalized",
     "Resized",

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from feint.core.errors import ConfigError, DeviceError, UnknownNameError
+from feint.defenses import Defense, parse
 from feint.models.bundle import bundled, bundled_path, read_card
 from feint.models.checkpoint import PICKLES, load_checkpoint, load_pickle
 from feint.models.facts import declared_size, describe, fingerprint
+from feint.models.fronted import Fronted
 from feint.models.resized import Resized
 from feint.models.userfile import load_function
 from feint.models.zoo import load_robustbench, load_timm, load_torchvision
@@ -69,6 +71,7 @@ def load(
     `PATH/FILE.py:FUNCTION`         runs your file and calls the function without arguments
     `PATH/NAME.safetensors`         with `arch`, unless the file's metadata names it
     `PATH/NAME.pt` and the like     pickle or TorchScript: needs `trust`
+    `DEFENSE | MODEL`               any of these with a defense as part of it, see `Fronted`
     ==============================  ===============================================================
 
     Convention:
@@ -118,8 +121,12 @@ def resolve(
 ) -> Loaded:
     """`load`, with notes, card and fingerprint beside the model; arguments and errors as there."""
     where = _device(device)
+    front, bar, rest = spec.rpartition("|")
     with torch.random.fork_rng(devices=[]):  # building a network draws weights, then overwritten
-        model, card, notes = _open(spec, arch, trust, download)
+        model, card, notes = _open(rest.strip(), arch, trust, download)
+        if bar:
+            model, note = _fronted(parse(front), model)
+            notes.append(note)
     if model.training:
         notes.append("came in training mode, switched to eval mode")
     model.eval()
@@ -163,6 +170,13 @@ def _open(
     known = [f"bundled:{name}" for name in bundled()]
     known += ["torchvision:NAME", "timm:NAME", "path/file.py:function", "NAME.safetensors"]
     raise UnknownNameError("model", spec, known)
+
+
+def _fronted(front: Defense, net: nn.Module) -> tuple[nn.Module, str]:
+    size = declared_size(net)
+    inner = net.net if isinstance(net, Resized) else net
+    model = Fronted(front.eval(), inner.eval())
+    return model if size is None else Resized(model, size), f"{front} is part of the model"
 
 
 def _device(device: torch.device | str) -> torch.device:

@@ -225,7 +225,7 @@ def _versions(defense: Defense) -> str:
 
 def _code(model: str) -> str:
     """Digest of the file that a `path/file.py:function` spec names; what it imports is not seen."""
-    path, colon, _ = model.rpartition(":")
+    path, colon, _ = model.rpartition("|")[2].strip().rpartition(":")
     if not colon or not path.endswith(".py"):
         return ""
     try:
