@@ -21,7 +21,8 @@ from feint.core.gradients import (
     require_gradient,
     takes_keys,
 )
-from feint.core.losses import Loss, get_loss, success_share
+from feint.core.losses import Loss, get_loss, margin, success_share
+from feint.core.mixed import declare_margin
 from feint.core.norms import check_norm, project, random_in_ball, steepest_ascent
 
 __all__ = ["EPS", "Direction", "Stop", "Trace", "ascend", "sample_keys", "stops_early"]
@@ -224,8 +225,17 @@ def _check_walk(
         )
 
 
-def _objective(loss: str | Loss, targeted: bool, y: Tensor) -> Loss:
-    """The loss to maximise, which refuses labels beyond the classes and losses not per sample."""
+def _objective(
+    loss: str | Loss, targeted: bool, y: Tensor, label: Callable[[Tensor], Tensor] | None = None
+) -> Loss:
+    """The loss to maximise, which refuses labels beyond the classes and losses not per sample.
+
+    Args:
+        loss: As the attack takes it.
+        targeted: Whether labels are targets.
+        y: All labels (B,).
+        label: From what the loop gives the loss as `y` to labels, if that is something else.
+    """
     inner = get_loss(loss, targeted)
     top = int(y.max()) if len(y) else 0
 
@@ -242,7 +252,11 @@ def _objective(loss: str | Loss, targeted: bool, y: Tensor) -> Loss:
             )
         return value
 
-    return objective
+    def goal(logits: Tensor, labels: Tensor) -> Tensor:
+        own = margin(logits, labels if label is None else label(labels))
+        return -own if targeted else own
+
+    return declare_margin(objective, goal)
 
 
 def _check_first(

@@ -33,11 +33,14 @@ from feint.attacks._targets import (
 from feint.core import random
 from feint.core.errors import ModelError
 from feint.core.gradients import GradientEstimator, Model, backprop, call
+from feint.core.losses import margin
+from feint.core.mixed import declare_margin
 from feint.core.norms import norm_of, random_in_ball
 
 __all__ = ["NORMS", "nearest"]
 
 NORMS = ("linf", "l2", "l1")
+_TARGET = declare_margin(lambda logits, y: -margin(logits, y), goal_margin(True))
 _DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
@@ -136,7 +139,7 @@ def nearest(
         stop=stop,
         trace=relay,
     )
-    search.estimator = chunked(search.estimator, rows_at_once(x, fold))
+    search.estimator = chunked(search.estimator, rows_at_once(x, fold * rivals.shape[2]))
     # The images have been evaluated already, once for all rows.
     search._asked = whole._asked
     search.size, search.start = whole.size[owner], whole.start[owner]
@@ -255,7 +258,7 @@ def _slopes(
     point, rivals = state.point, state.rivals
     count = rivals.shape[1]
     if search.targeted or count == 1 or forward_only:
-        loss = goal_margin(True) if search.targeted else gap
+        loss = _TARGET if search.targeted else gap
         label = y if search.targeted else pack(y, rivals[:, 0])
         one = search.estimator(search.model, point, label, loss, keys, forward_only=forward_only)
         yield one.logits, one.loss, one.gradient

@@ -34,6 +34,7 @@ from feint.attacks._targets import (
     rows_at_once,
     tolerant_dlr,
     toward,
+    unpack,
 )
 from feint.core import random
 from feint.core.errors import ModelError, RangeError
@@ -127,7 +128,8 @@ def climb(
     if tolerant and loss == "dlr" and targets is None:
         loss = tolerant_dlr(targeted)
     chosen = loss if targets is None else toward(loss, tolerant)
-    objective = _objective(chosen, targeted and targets is None, y)
+    label_of = None if targets is None else lambda code: unpack(code)[0]
+    objective = _objective(chosen, targeted and targets is None, y, label_of)
     early = stops_early(stop, model)
     estimator = gradient or backprop
     keyed = estimator is not backprop or takes_keys(model)

@@ -8,6 +8,7 @@ from torch import Tensor
 from feint.core.errors import ConfigError, RangeError, UnknownNameError
 from feint.core.gradients import Estimate, GradientEstimator, Model
 from feint.core.losses import LOSSES, Loss, cross_entropy, dlr, margin, targeted_dlr
+from feint.core.mixed import declare_margin
 
 __all__ = [
     "Targets",
@@ -81,6 +82,10 @@ def gap(logits: Tensor, code: Tensor) -> Tensor:
     label, target = unpack(code.expand(logits.shape[:-1])[..., None])
     difference: Tensor = (logits.gather(-1, target) - logits.gather(-1, label))[..., 0]
     return difference
+
+
+# Any other class than the label is a success, the target or not.
+declare_margin(gap, lambda logits, code: margin(logits, unpack(code)[0]))
 
 
 def tolerant_dlr(targeted: bool) -> Loss:

@@ -21,7 +21,8 @@ from feint.core.gradients import (
     call,
     is_stochastic,
 )
-from feint.core.losses import Loss
+from feint.core.losses import Loss, margin
+from feint.core.mixed import declare_margin
 from feint.core.norms import steepest_ascent
 from feint.core.registry import attack
 
@@ -244,6 +245,11 @@ def _estimate(
             return (change * state.aim[number]).sum(1)
         return change.square().sum(1)
 
+    def goal_(outputs: Tensor, number: Tensor) -> Tensor:
+        own = margin(outputs[..., : wide.classes], labels[number])
+        return -own if best.targeted else own
+
+    declare_margin(value, goal_)
     number = torch.arange(len(point), device=point.device)
     try:
         found = best.estimator(wide, point, number, value, keys, forward_only=forward_only)

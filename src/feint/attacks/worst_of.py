@@ -14,13 +14,19 @@ from feint.core import spec
 from feint.core.errors import ConfigError, RangeError, UnknownNameError
 from feint.core.gradients import GradientEstimator, Model, backprop, eot, nes, spsa
 from feint.core.losses import Loss
+from feint.core.mixed import mixed
 from feint.core.norms import check_norm
 from feint.core.registry import ATTACKS, AttackInfo, attack
 
 __all__ = ["worst_of"]
 
 _NORMS = ("linf", "l2", "l1")
-_ESTIMATORS: dict[str, Callable[..., GradientEstimator]] = {"eot": eot, "spsa": spsa, "nes": nes}
+_ESTIMATORS: dict[str, Callable[..., GradientEstimator]] = {
+    "eot": eot,
+    "spsa": spsa,
+    "nes": nes,
+    "mixed": mixed,
+}
 
 Entry = str | Callable[..., Tensor] | tuple[str | Callable[..., Tensor], Mapping[str, Any]]
 

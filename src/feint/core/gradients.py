@@ -20,6 +20,7 @@ from feint.core.errors import GradientError, ModelError, RangeError
 from feint.core.losses import Loss
 
 __all__ = [
+    "Chosen",
     "Estimate",
     "GradientEstimator",
     "Model",
@@ -58,7 +59,8 @@ class GradientEstimator(Protocol):
     """`(model, x, y, loss, keys) -> Estimate`; every sample independent of its batch-mates.
 
     One that needs no autograd has an attribute `scores_only = True`; a gradient of zeros is then no
-    sign of a broken graph.
+    sign of a broken graph. One that asks about the given images and no others, each once, has
+    `one_pass = True`.
     """
 
     def __call__(
@@ -258,14 +260,19 @@ def known_draws(model: Model, shape: torch.Size) -> int | None:
     return count(shape) if callable(count) else None
 
 
-class _Chosen:
+class Chosen:
     """A model with a chosen draw for each image of a batch."""
 
     def __init__(self, model: Model, draw: Tensor) -> None:
         self.model, self.draw = model, draw
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Logits of those draws."""
         return self.model(x, draw=self.draw)
+
+    def take(self, rows: Tensor) -> Chosen:
+        """The same for some of the images."""
+        return Chosen(self.model, self.draw[rows])
 
 
 def eot(
@@ -275,8 +282,8 @@ def eot(
 
     The draws are folded into the batch axis. A model may know that its draws are few and equally
     likely: its method `draws(shape)` then gives their number, and `model(x, draw=index)` runs a
-    chosen one. If they are at most `draws` and `base` is `backprop`, each is taken once: the
-    expectation without sampling error.
+    chosen one. If they are at most `draws` and `base` is `backprop` (or `mixed()` of it), each is
+    taken once: the expectation without sampling error.
 
     Args:
         draws: Draws per step, D; at most so many.
@@ -296,8 +303,9 @@ def eot(
         model: Model, x: Tensor, y: Tensor, loss: Loss, keys: Tensor, *, forward_only: bool = False
     ) -> Estimate:
         known = known_draws(model, x.shape)
-        # Score estimators make images of their own, which a chosen draw per image does not fit.
-        exact = known is not None and known <= draws and base is backprop
+        # Other estimators make images of their own, which a chosen draw per image does not fit.
+        one_pass = base is backprop or getattr(base, "one_pass", False)
+        exact = known is not None and known <= draws and one_pass
         count = known if known is not None and exact else draws
         number = torch.arange(count, device=x.device)
         wide_x, wide_y = x.repeat_interleave(count, 0), y.repeat_interleave(count, 0)
@@ -306,7 +314,7 @@ def eot(
         chosen = number.repeat(len(x))
         parts = [
             base(
-                _Chosen(model, chosen[i : i + size]) if exact else model,
+                Chosen(model, chosen[i : i + size]) if exact else model,
                 wide_x[i : i + size],
                 wide_y[i : i + size],
                 loss,
