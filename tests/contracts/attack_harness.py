@@ -30,6 +30,13 @@ def needs(*keywords: str, goal: str | None = None, knowledge: str | None = None)
     return mark
 
 
+WAITING = {
+    "_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "masked_scatter", "equal",
+    "allclose", "bincount", "_unique", "_unique2", "unique_dim", "unique_consecutive",
+}  # fmt: skip
+"""Operations whose result's shape or value the host must know."""
+
+
 class HostSyncs(TorchDispatchMode):
     """Counts the operations that make the host wait for the device."""
 
@@ -39,7 +46,9 @@ class HostSyncs(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        waits = name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
+        waits = name in WAITING
+        if name == "repeat_interleave":  # with a tensor of counts it must know their sum
+            waits = func._overloadname in ("Tensor", "self_Tensor")
         if name in ("index", "index_put", "index_put_"):  # boolean indices hide a nonzero
             waits = any(i is not None and i.dtype == torch.bool for i in args[1])
         self.count += waits
