@@ -140,6 +140,14 @@ def evaluate(
             rich_help_panel=_WORK,
         ),
     ] = None,
+    checks: Annotated[
+        str,
+        typer.Option(
+            help="Checks beside the quick ones: all, or names such as binarisation,equal-budget; "
+            "they cost as much as the evaluation itself.",
+            rich_help_panel=_WORK,
+        ),
+    ] = "quick",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -169,6 +177,7 @@ def evaluate(
             "device": device,
             "threads": threads,
             "workers": workers,
+            "checks": checks,
         }
         if model is None:
             _nothing_else(defense, source, arch, targeted)

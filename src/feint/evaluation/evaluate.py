@@ -16,6 +16,7 @@ from feint.core.norms import check_norm
 from feint.defenses.base import Defense
 from feint.evaluation import health
 from feint.evaluation.cell import Cell
+from feint.evaluation.checklist import chosen
 from feint.evaluation.findings import Finding
 from feint.evaluation.loop import OnProgress, Progress, Resolver, compute_unit, execute
 from feint.evaluation.pipeline import Combine
@@ -105,9 +106,12 @@ def finish(
     batch_size: int,
     seconds: float,
     extra: Sequence[Finding] = (),
+    checks: str = "quick",
 ) -> Evaluation:
     """Check the results, and conclude."""
-    findings = [*extra, *health.check(results, resolve, samples, batch_size=batch_size)]
+    costly = chosen(checks)
+    made = health.check(results, resolve, samples, batch_size=batch_size, costly=costly)
+    findings = [*extra, *made]
     return Evaluation(results, findings, conclude(results, findings), seconds)
 
 
@@ -132,6 +136,7 @@ def evaluate(
     batch_size: int = 128,
     cache: Cache | None = None,
     on_progress: OnProgress | None = None,
+    checks: str = "quick",
 ) -> Evaluation:
     """Evaluate a model with a defense against attackers, and grade the evaluation itself.
 
@@ -157,6 +162,8 @@ def evaluate(
         batch_size: Images per forward pass.
         cache: Finished units; by default in memory.
         on_progress: Called around every unit of work.
+        checks: `"quick"` makes the quick checks, `"all"` the costly ones, too, names of
+            `feint.evaluation.checklist.COSTLY` with commas those.
 
     Returns:
         Cells with per-sample rows, findings and the verdict.
@@ -177,6 +184,7 @@ def evaluate(
         ['none', 'white-box']
     """
     begun = time.perf_counter()
+    chosen(checks)  # refuse a wrong name before any work
     _check(model, x, y, target, defense, source, norm, eps)
     index = torch.arange(len(x), device=x.device) if index is None else index
     samples = TensorSamples(Batch(x, y, index, target))
@@ -213,7 +221,15 @@ def evaluate(
         on_progress=on_progress,
     )
     seconds = time.perf_counter() - begun
-    return finish(results, resolve, samples, batch_size=batch_size, seconds=seconds, extra=noted)
+    return finish(
+        results,
+        resolve,
+        samples,
+        batch_size=batch_size,
+        seconds=seconds,
+        extra=noted,
+        checks=checks,
+    )
 
 
 def _texts(attacks: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from feint.core.errors import ConfigError, DataError
 from feint.evaluation import CellResult, Evaluation, Finding, execute, finish
 from feint.evaluation.cell import digest
+from feint.evaluation.checklist import chosen
 from feint.evaluation.loop import OnProgress, Progress, compute_unit
 from feint.evaluation.verdict import conclude
 from feint.store import environment
@@ -264,7 +265,8 @@ def _conclude(
     """Findings and verdict; findings that belong to exactly these rows are not made again."""
     directory, earlier = record.directory, record.info["timing"]["total"]
     extra = [*resolver.findings, record.one_environment()]
-    inputs = digest([_sums(directory, results), [f.as_dict() for f in extra]])
+    asked = [] if not chosen(spec.checks) else [chosen(spec.checks)]
+    inputs = digest([_sums(directory, results), [f.as_dict() for f in extra], *asked])
     findings = _kept_findings(record, inputs)
     if findings is None:
         made = finish(
@@ -274,6 +276,7 @@ def _conclude(
             batch_size=spec.batch_size,
             seconds=0.0,
             extra=extra,
+            checks=spec.checks,
         )
         findings = made.findings
         plain = [f.as_dict() for f in findings]

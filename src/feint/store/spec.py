@@ -23,6 +23,7 @@ from pydantic_core import to_jsonable_python
 from feint.core.errors import ConfigError, UnknownNameError
 from feint.data import DEFAULT
 from feint.evaluation import Cell
+from feint.evaluation.checklist import chosen
 from feint.models.checkpoint import PICKLES
 from feint.training.recipe import parse_fraction
 
@@ -83,8 +84,8 @@ class RunSpec(_Frozen):
     """A run: cells on samples, and how to go about it.
 
     `data`, `cells`, `shard_size`, `input_size` and `arch` say what the numbers are. The others
-    (batch size, device, threads, workers) do not: a run may be resumed with other ones, and the
-    numbers differ by rounding at most.
+    (batch size, device, threads, workers, checks) do not: a run may be resumed with other ones, and
+    the numbers differ by rounding at most.
 
     Args:
         cells: What to compute; `feint.evaluation.Cell`s or mappings of their fields.
@@ -100,6 +101,7 @@ class RunSpec(_Frozen):
         threads: Threads of torch; by default as they are.
         workers: Local processes, of one thread each, that share the units; 0 for none.
         published: Claims by the position of their cell.
+        checks: `"quick"`, `"all"`, or names of costly checks that are made, too.
 
     Raises:
         ConfigError: Naming every field that is wrong.
@@ -124,6 +126,7 @@ class RunSpec(_Frozen):
     threads: Count | None = None
     workers: Annotated[int, Field(ge=0)] = 0
     published: dict[int, Published] = Field(default_factory=dict)
+    checks: str = "quick"
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     def __init__(self, **given: Any) -> None:
@@ -132,6 +135,15 @@ class RunSpec(_Frozen):
         except ValidationError as error:
             raise ConfigError(f"this is no run: {_brief(error)}") from None
         object.__setattr__(self, "_given", to_jsonable_python(copy.copy(given)))
+
+    @field_validator("checks")
+    @classmethod
+    def _known(cls, checks: str) -> str:
+        try:
+            chosen(checks)
+        except UnknownNameError as error:
+            raise ValueError(str(error)) from None
+        return checks
 
     @field_validator("cells")
     @classmethod
