@@ -18,6 +18,7 @@ import hashlib
 import math
 import secrets
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,21 +31,47 @@ _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # round multipliers
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl key increments
 _ROUNDS = 10
+_LANES = 1 << 16
+"""Counters that are run at a time."""
 
 
 def _philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> list[Tensor]:
-    """Philox-4x32-10 on broadcastable int64 tensors that hold 32-bit words."""
-    for _ in range(_ROUNDS):
-        # The 64-bit products wrap, which leaves their bits right; `>>` then keeps the high word.
-        p0, p1 = c0 * _M0, c2 * _M1
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
-        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return [c0, c1, c2, c3]
+    """Philox-4x32-10 on broadcastable int64 tensors that hold 32-bit words.
+
+    The two halves of a round run as one tensor: `a` holds (c0, c2) and `b` (c3, c1) before even
+    rounds, the other way round before odd ones. Fewer and larger operations cost half as much.
+    """
+    shape = torch.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape, k0.shape)
+    a = torch.stack([c0.expand(shape), c2.expand(shape)])
+    b = torch.stack([c3.expand(shape), c1.expand(shape)])
+    factors, weyl = _constants(a.device, a.ndim)
+    k0, k1 = (k.reshape(*[1] * (len(shape) - k.ndim), *k.shape) for k in (k0, k1))
+    even, odd = torch.stack([k1, k0]) + weyl[0], torch.stack([k0, k1]) + weyl[1]
+    for r in range(_ROUNDS):
+        # The 64-bit products wrap, which leaves their bits right; what lies above 32 bits in the
+        # keys and in `b` is cut off at last.
+        p = a * factors[r % 2]
+        a = p >> 32
+        a ^= b
+        a ^= (odd if r % 2 else even)[r // 2]
+        a &= _MASK
+        b = p.flip(0)
+    b &= _MASK
+    return [a[0], b[1], a[1], b[0]]
+
+
+@lru_cache(maxsize=32)
+def _constants(
+    device: torch.device, ndim: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Factors of even and odd rounds, (2, 1, …); Weyl steps of both, (5, 2, 1, …)."""
+    ones = [1] * (ndim - 1)
+    with torch.inference_mode(False):
+        factors = torch.tensor([_M0, _M1], device=device).view(2, *ones)
+        rounds = torch.arange(_ROUNDS, device=device).view(-1, 1, *ones)
+        steps = torch.tensor([_W1, _W0], device=device).view(2, *ones)
+        weyl = rounds * steps
+    return (factors, factors.flip(0)), (weyl[0::2], weyl[1::2].flip(1))
 
 
 def _split(keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,10 +170,14 @@ def words(keys: Tensor, count: int) -> Tensor:
     """
     blocks = -(-count // 4)
     k0, k1 = _split(keys[..., None])
-    position = torch.arange(blocks, device=keys.device)
-    zero = torch.zeros_like(position)
-    out = _philox(position, zero, zero, zero + 4, k0, k1)
-    return torch.stack(out, -1).flatten(-2)[..., :count]
+    parts = []
+    # Piece by piece, so that what a round writes the next one finds in the cache.
+    step = max(1, _LANES // max(1, keys.numel()))
+    for position in torch.arange(blocks, device=keys.device).split(step):
+        zero = torch.zeros_like(position)
+        out = _philox(position, zero, zero, zero + 4, k0, k1)
+        parts.append(torch.stack(out, -1).flatten(-2))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, -1))[..., :count]
 
 
 def _shaped(keys: Tensor, shape: Sequence[int], per_number: int = 1) -> Tensor:
