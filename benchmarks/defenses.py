@@ -1,0 +1,313 @@
+"""Defenses: images per second beside per-image loops and peers, and as a share of a ResNet-50.
+
+    python benchmarks/defenses.py --model zoo.py:resnet50 [--sides 32,224,299] [--batches 1,64]
+
+Every registered defense is measured with its defaults, found by introspection, and the papers'
+chains. A share is the defense's time over that of a forward pass of the model on the same images.
+The per-image loops of `loops.py` and peers get the same images one by one, as their authors ran
+them; each is measured on at most `--loop-images` of them. Repeats alternate between contestants, so
+that a slow moment hits all of them; medians count. Each cell (defense, side, batch) is kept as soon
+as it is measured; what is there is not measured again, unless `--again`.
+
+    pip install adversarial-robustness-toolbox==1.20.1 scikit-image opencv-python-headless
+
+Exit code 1 if a target is missed or was not measured. A peer that cannot be imported is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import feint.data
+import feint.models
+import loops
+from feint.core import random
+from feint.core.errors import FeintError
+from feint.core.registry import DEFENSES
+from feint.defenses import parse
+from provenance import provenance
+
+RESULTS = Path(__file__).parent / "results"
+CHAINS = (
+    "fd*2",
+    "fd*3",
+    "fd + rdg",
+    "fd + rand",
+    "pixel_deflection + wavelet",
+    "pixel_deflection(activation_map='rcam') + wavelet",
+)
+PAPERS = ("fd", "rdg", "rand", "pixel_deflection", "wavelet", "pixel_shift", *CHAINS)
+"""The papers' transformations: at most a tenth of the model. Networks among them cannot be."""
+REASONS = {
+    "pixel_deflection(activation_map='rcam') + wavelet": "the map is a forward pass of the model",
+}
+Run = Callable[[], object]
+
+
+def plain(function: Callable[[loops.Picture], loops.Picture]) -> Callable[[Tensor], Run]:
+    """A per-image function over the images."""
+
+    def make(x: Tensor) -> Run:
+        pictures = [np.ascontiguousarray(p) for p in x.double().permute(0, 2, 3, 1).numpy()]
+        function(pictures[0])  # imports, and may say that it cannot
+        return lambda: [function(p) for p in pictures]
+
+    return make
+
+
+def art(name: str, **kwargs: Any) -> Callable[[Tensor], Run]:
+    """One of ART's preprocessors on the whole batch."""
+
+    def make(x: Tensor) -> Run:
+        from art.defences import preprocessor
+
+        one = getattr(preprocessor, name)(clip_values=(0, 1), **kwargs)
+        pictures = x.permute(0, 2, 3, 1).numpy().astype(np.float32)
+        return lambda: one(pictures.copy())
+
+    return make
+
+
+CONTESTANTS: dict[str, dict[str, Callable[[Tensor], Run]]] = {
+    "fd": {"loop over blocks": plain(loops.fd)},
+    "rdg": {"loop over pixels": plain(loops.rdg), "OpenCV remap": plain(loops.rdg_remap)},
+    "rand": {"scikit-image resize": plain(loops.rand)},
+    "pixel_deflection": {"loop over moves": plain(loops.pixel_deflection)},
+    "wavelet": {"scikit-image": plain(loops.wavelet)},
+    "jpeg": {
+        "Pillow": plain(loops.jpeg),
+        "ART": art("JpegCompression", quality=75, channels_first=False),
+    },
+    "shield": {"loop over blocks": plain(loops.shield)},
+    "bit_depth": {"numpy": plain(loops.bit_depth), "ART": art("FeatureSqueezing", bit_depth=3)},
+    "median": {"ART": art("SpatialSmoothing", window_size=3)},
+    "thermometer": {"ART": art("ThermometerEncoding", num_space=10)},
+    "tv": {
+        "scikit-image": plain(loops.tv_bregman),
+        "ART": art("TotalVarMin", prob=0.5, max_iter=10),
+    },
+    "pixel_defend": {},
+}
+TARGETS = {
+    # defense: (contestant, at least so many times as fast), at the largest side and batch
+    "fd": ("loop over blocks", 20.0),
+    "rdg": ("loop over pixels", 20.0),
+    "pixel_deflection": ("loop over moves", 20.0),
+    "wavelet": ("scikit-image", 20.0),
+    "jpeg": ("ART", 2.0),
+}
+SHARE = 0.10
+
+
+def images(data: str, side: int, count: int) -> Tensor:
+    """Natural images, brought to a side; repeated if there are fewer."""
+    found = feint.data.load(data, resize=side)
+    batch = next(found.take(min(count, len(found))).batches(count)).x
+    return batch.repeat(-(-count // len(batch)), 1, 1, 1)[:count].contiguous()
+
+
+def alternate(runs: dict[str, Run], repeats: int, limit: float) -> dict[str, dict[str, Any]]:
+    """Medians of wall and CPU seconds; one more round as long as the limit allows."""
+    clocks: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    begun = time.perf_counter()
+    for k in range(repeats + 1):  # the first round warms up
+        for name in [*runs][k % len(runs) :] + [*runs][: k % len(runs)]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            runs[name]()
+            clocks[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+        if time.perf_counter() - begun > limit:
+            break
+    found = {}
+    for name, pairs in clocks.items():
+        used = pairs[1:] or pairs
+        wall, cpu = (statistics.median(column) for column in zip(*used, strict=True))
+        found[name] = {"seconds": wall, "cpu_seconds": cpu, "repeats": len(used)}
+    return found
+
+
+def measure(
+    text: str, model: nn.Module, x: Tensor, args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """One cell: seconds per image of the defense, the model and the contestants."""
+    defense = parse(text).eval().bind(model)
+    keys = random.keys(0, len(x))
+    missing: dict[str, str] = {}
+    counts = {"feint": len(x), "model": len(x)}
+
+    def ours() -> None:
+        with torch.no_grad():
+            defense(x, keys)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(x)
+
+    runs: dict[str, Run] = {"feint": ours, "model": forward}
+    few = x[: args.loop_images]
+    for name, make in CONTESTANTS.get(text, {}).items():
+        try:
+            runs[name] = make(few)
+        except ImportError as error:
+            missing[name] = str(error)
+            continue
+        counts[name] = len(few)
+    rows: dict[str, dict[str, Any]] = alternate(runs, args.repeats, args.cell_limit)
+    for name, row in rows.items():
+        for clock in ("seconds", "cpu_seconds"):
+            row[f"{clock}_per_image"] = row.pop(clock) / counts[name]
+        row["images_per_second"] = 1 / row["seconds_per_image"]
+    for name, row in rows.items():
+        if name not in ("feint", "model"):
+            row["times_as_fast"] = row["seconds_per_image"] / rows["feint"]["seconds_per_image"]
+            row["times_as_fast_cpu"] = (
+                row["cpu_seconds_per_image"] / rows["feint"]["cpu_seconds_per_image"]
+            )
+    ours_, theirs = rows["feint"], rows["model"]
+    ours_["share"] = ours_["seconds_per_image"] / theirs["seconds_per_image"]
+    ours_["share_cpu"] = ours_["cpu_seconds_per_image"] / theirs["cpu_seconds_per_image"]
+    return {"rows": rows, "missing": missing}
+
+
+def verdicts(cells: dict[str, Any], side: int, batch: int) -> list[dict[str, Any]]:
+    """Each target with what was measured."""
+    found: list[dict[str, Any]] = []
+    for text, (name, least) in TARGETS.items():
+        row = cells.get(f"{text} | {side} | {batch}", {}).get("rows", {}).get(name)
+        value = None if row is None else row["times_as_fast"]
+        found.append(
+            {
+                "target": f"{text}: {least:g} times {name} ({side} px, batch {batch})",
+                "value": value,
+                "cpu": None if row is None else row["times_as_fast_cpu"],
+                "met": value is not None and value >= least,
+            }
+        )
+    for key, cell in cells.items():
+        text = key.partition(" | ")[0]
+        if text in PAPERS and "rows" in cell:
+            row = cell["rows"]["feint"]
+            found.append(
+                {
+                    "target": f"{key}: at most {SHARE:.0%} of the model",
+                    "value": row["share"],
+                    "cpu": row["share_cpu"],
+                    "met": row["share"] <= SHARE or text in REASONS,
+                    "reason": REASONS.get(text, ""),
+                }
+            )
+    return found
+
+
+def markdown(report: dict[str, Any]) -> str:
+    about = report["about"]
+    lines = [
+        "# Defenses: speed",
+        "",
+        f"Model {about['model']}; {about['cpu']}, {about['threads']} threads, torch "
+        f"{about['versions']['torch']}. {about['note']}".rstrip(),
+        "",
+        "Share: the defense's time over the model's forward pass on the same images, wall clock "
+        "(CPU time in brackets). Contestants: how many times as fast Feint is per image.",
+        "",
+        "| defense | px | batch | images/s | share of the model | against |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, cell in report["cells"].items():
+        text, side, batch = key.split(" | ")
+        if "rows" not in cell:
+            lines.append(f"| `{text}` | {side} | {batch} | {cell['refused']} | | |")
+            continue
+        rows = cell["rows"]
+        row = rows["feint"]
+        against = [
+            f"{name} {r['times_as_fast']:.1f}× ({r['times_as_fast_cpu']:.1f}×)"
+            for name, r in rows.items()
+            if name not in ("feint", "model")
+        ] + [f"{name}: missing" for name in cell["missing"]]
+        lines.append(
+            f"| `{text}` | {side} | {batch} | {row['images_per_second']:.1f} "
+            f"| {row['share']:.1%} ({row['share_cpu']:.1%}) | {', '.join(against)} |"
+        )
+    lines += ["", "| target | wall | CPU | |", "|---|---|---|---|"]
+    for v in report["targets"]:
+        numbers = ["–" if v[k] is None else f"{v[k]:.3g}" for k in ("value", "cpu")]
+        state = ("met" if v["met"] else "missed") if v["value"] is not None else "not measured"
+        if v.get("reason") and v["value"] is not None and v["value"] > SHARE:
+            state = f"over, because {v['reason']}"
+        lines.append(f"| {v['target']} | {' | '.join(numbers)} | {state} |")
+    return "\n".join([*lines, "", "```json", json.dumps(about, indent=1), "```", ""])
+
+
+def wanted(only: str) -> Iterable[str]:
+    texts = [*DEFENSES, *CHAINS]
+    return [t for t in texts if not only or t in only.split(",")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", required=True, help="model spec; a ResNet-50")
+    parser.add_argument("--data", default=feint.data.DEFAULT, help="natural images")
+    parser.add_argument("--sides", default="32,224,299")
+    parser.add_argument("--batches", default="1,64")
+    parser.add_argument("--only", default="", help="defenses, separated by commas")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--loop-images", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cell-limit", type=float, default=60, help="seconds, about")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds in all, about")
+    parser.add_argument("--note", default="")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS / "defenses.json")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")  # the peers' own
+    torch.set_num_threads(args.threads)
+    until = time.monotonic() + args.limit
+    model = feint.models.load(args.model).eval()
+    report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    cells: dict[str, Any] = report.get("cells", {})
+    sides, batches = ([int(n) for n in v.split(",")] for v in (args.sides, args.batches))
+    for side in sides:
+        x = images(args.data, side, max(batches))
+        for text in wanted(args.only):
+            slow = 0.0
+            for batch in sorted(batches):
+                key = f"{text} | {side} | {batch}"
+                if (key in cells and not args.again) or time.monotonic() > until:
+                    continue
+                if slow * batch > args.cell_limit:
+                    cells[key] = {"refused": f"more than {args.cell_limit:g} s a batch"}
+                    continue
+                try:
+                    cells[key] = measure(text, model, x[:batch], args)
+                    slow = cells[key]["rows"]["feint"]["seconds_per_image"]
+                except (FeintError, RuntimeError) as error:
+                    cells[key] = {"refused": f"{type(error).__name__}: {error}"[:120]}
+                print(key, cells[key].get("refused") or cells[key]["rows"]["feint"], flush=True)
+                about = provenance(
+                    model=args.model, data=args.data, note=args.note, threads=args.threads
+                )
+                report = {
+                    "about": about,
+                    "cells": cells,
+                    "targets": verdicts(cells, max(sides), max(batches)),
+                }
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.write_text(json.dumps(report, indent=1) + "\n")
+                args.out.with_suffix(".md").write_text(markdown(report))
+    return 0 if report and all(v["met"] for v in report["targets"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
