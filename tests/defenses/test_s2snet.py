@@ -7,12 +7,15 @@ import torch
 import torchvision
 from torch import nn
 
+import feint.attacks
 from feint.core.errors import ConfigError, RangeError, ShapeError
 from feint.core.weights import initialise
 from feint.defenses import S2SNet
 from feint.defenses._segnet import SegNet
+from feint.evaluation import Pipeline, evaluate
 from feint.models.bundle import bundled_path
 from tests.contracts.defense import DefenseContract, images
+from tests.tiny import LinearModel, predicted
 
 TINY = {"weights": "untrained", "width": 3, "stages": 2}
 
@@ -98,3 +101,28 @@ def test_bad_settings_and_images() -> None:
 def test_weights_of_a_classifier() -> None:
     with pytest.raises(ConfigError, match="those of no defense; expected the family 'segnet'"):
         S2SNet(weights=str(bundled_path("cifar10-resnet20")))
+
+
+@pytest.mark.parametrize("rule", ["exact", "identity"])
+def test_removal_attacks_the_whole_and_judges_the_bare_classifier(rule: str) -> None:
+    """S3's gray box. Oracle: BIM on the view by hand, judged by the classifier alone."""
+    x, model, defense = images(0, 12, 3, 8, 8), LinearModel(4, (3, 8, 8)).eval(), S2SNet(**TINY)
+    y = predicted(model, x)
+    for scenario, judged in (("removal", model), ("white-box", Pipeline(model, defense))):
+        found = evaluate(
+            model,
+            x,
+            y,
+            defense=defense,
+            attacks=["bim(steps=3, stop='never')"],
+            scenarios=[scenario],
+            backward=rule,
+            eps=0.1,
+        )
+        (cell,) = (
+            r for r in found.results if r.cell.scenario == scenario and r.cell.defense != "none"
+        )
+        view = Pipeline(model, defense).view(rule)
+        x_adv = feint.attacks.bim(view, x, y, eps=0.1, steps=3, stop="never")
+        hits = int((judged(x_adv).argmax(1) == y).sum())
+        assert cell.accuracy.value == pytest.approx(hits / 12)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from typer.testing import CliRunner
 
+from feint.cli.app import app
 from feint.core import random
 from feint.core.errors import ConfigError, DataError, UnknownNameError
 from feint.data import load as load_data
@@ -273,6 +275,23 @@ def test_train_writes_weights_that_open_and_a_card_that_tells_the_truth(tmp_path
             torch.testing.assert_close(
                 then[name].float(), first[name].float(), rtol=1e-6, atol=1e-6
             )
+
+
+def test_the_command_line_trains_a_defense(tmp_path, archive, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    path, mini = tmp_path / "r.yaml", str(archive / "mini.npz")
+    plan = recipe(classifier=str(archive / "toy.safetensors"), epochs=1).model_dump(mode="json")
+    for changes, said in (({}, "undefended"), ({"classifier": None}, "small: reconstruction")):
+        path.write_text(json.dumps(plan | changes))
+        out = tmp_path / said[:3]
+        done = CliRunner().invoke(app, ["train", str(path), "--data", mini, "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        assert said in done.stdout
+        assert "reconstruction error 0." in done.stdout
+        again = ["train", str(path), "--data", mini, "--out", str(out), "--json"]
+        card = json.loads(CliRunner().invoke(app, again).stdout)
+        assert card["family"] == "segnet"
+        assert sorted(card["accuracy"]) == ([] if changes else ["clean", "undefended"])
 
 
 @pytest.mark.parametrize(
