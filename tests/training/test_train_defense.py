@@ -252,9 +252,9 @@ def test_train_writes_weights_that_open_and_a_card_that_tells_the_truth(tmp_path
         alone,
     )
     assert card["reconstruction_rms"] == pytest.approx(rms, rel=1e-5)
-    assert defended_accuracy(found, model, test, 7) == {
-        "clean": hits / 40,
-        "undefended": alone / 40,
+    assert defended_accuracy(found, model, test.images(), test.labels, 7) == {
+        "clean": hits,
+        "undefended": alone,
     }
     assert measured(found, test.images(), 7)["reconstruction_rms"] == pytest.approx(rms, rel=1e-5)
     # A second stage begins where the first one ended.
@@ -266,9 +266,11 @@ def test_train_writes_weights_that_open_and_a_card_that_tells_the_truth(tmp_path
         parts=["network.decode"],
         epochs=1,
         peak_lr=1e-12,
+        judged=9,
     )
     after = train(second, data=str(archive / "mini.npz"), out=tmp_path / "two")
     assert after["start"] == {"spec": "small.safetensors", "sha256": card["sha256"]}
+    assert after["accuracy"]["clean"]["n"] == 9
     first, then = load_file(card["path"]), load_file(after["path"])
     for name in first:
         if name.startswith("encode.") or name.endswith("weight"):

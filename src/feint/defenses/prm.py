@@ -80,8 +80,8 @@ class PRM(Learned):
         UnknownNameError, DataError: Weights that are not there, or damaged.
         ShapeError: Images without three channels, or smaller than 2^depth pixels.
 
-    Cost: One gather and one forward pass of a UNet per module; the paper's UNet takes 10 G
-        multiply–adds at 224×224, two and a half times a ResNet-50.
+    Cost: One gather and one forward pass of a UNet per module; the paper's UNet takes 9.2 G
+        multiply–adds at 224×224, 2.3 times a ResNet-50; the bundled one 16 % of a ResNet-20.
 
     Example:
         >>> import torch

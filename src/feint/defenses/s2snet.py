@@ -53,9 +53,9 @@ class S2SNet(Learned):
         RangeError: A width below 1 or stages outside 1 … 5.
         ShapeError: Images without three channels, or smaller than 2^stages pixels.
 
-    Cost: One forward pass of the autoencoder. The paper's size has 29 M parameters and takes 31
-        G multiply–adds at 224×224, seven times a ResNet-50; the bundled one takes half of a
-        ResNet-20.
+    Cost: One forward pass of the autoencoder, far above a transformation's 10 % of a classifier.
+        The paper's size has 29.5 M parameters and takes 32 G multiply–adds at 224×224, eight times
+        a ResNet-50; the bundled one has 0.22 M and takes two thirds of a ResNet-20.
 
     Example:
         >>> import torch

@@ -37,7 +37,6 @@ from feint.core.errors import ConfigError, UnknownNameError
 from feint.core.quantise import from_uint8
 from feint.core.registry import DEFENSES
 from feint.core.weights import fill, initialise, read_safetensors
-from feint.data import Dataset
 from feint.defenses._learned import UNTRAINED, Learned, read_meta, weights_path
 from feint.defenses.base import Defense
 from feint.defenses.chain import parse
@@ -211,20 +210,23 @@ def fit_defense(
 
 @torch.no_grad()
 def defended_accuracy(
-    defense: Defense, classifier: nn.Module, test: Dataset, batch_size: int = 500
-) -> dict[str, float]:
-    """Shares of test images classified as labelled: `clean` behind the defense, `undefended`.
+    defense: Defense,
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int = 500,
+) -> dict[str, int]:
+    """How many 8-bit images are classified as labelled: `clean` behind the defense, `undefended`.
 
     A random defense draws once per image, by keys of seed 0.
     """
-    images, labels = test.images(), test.labels
     hits = {"clean": 0, "undefended": 0}
     for start in range(0, len(images), batch_size):
         x, keys, device = _batch(images, start, batch_size, classifier)
         y = labels[start : start + batch_size].to(device)
         hits["clean"] += int((classifier(defense(x, keys)).argmax(1) == y).sum())
         hits["undefended"] += int((classifier(x).argmax(1) == y).sum())
-    return {name: count / len(images) for name, count in hits.items()}
+    return hits
 
 
 @torch.no_grad()

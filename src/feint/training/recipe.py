@@ -129,6 +129,9 @@ class DefenseRecipe(Schedule):
     """How images are shown: cropped after reflect-padding by four pixels and flipped, or as is."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam with decoupled weight decay (0.9, 0.999), or SGD with Nesterov's momentum."""
+    judged: Annotated[int, Field(ge=1)] | None = None
+    """How many test images, the first ones, the accuracy behind the defense is measured on, for
+    defenses that take seconds per image; all by default."""
     store: Literal["float32", "float16"] = "float32"
     """Precision of the weights file; everything on the card is measured with these weights."""
 

@@ -175,7 +175,13 @@ def _defense(plan: DefenseRecipe, job: _Job) -> tuple[dict[str, Any], Path]:
         device=job.device,
         on_epoch=job.on_epoch,
     )
-    shares = {} if classifier is None else defended_accuracy(defense, classifier, test)
+    shown = slice(0, plan.judged)
+    labels = test.labels[shown]
+    hits = (
+        {}
+        if classifier is None
+        else defended_accuracy(defense, classifier, test.images()[shown], labels)
+    )
     size = list(learned.shape[1:])
     common = job.common(plan)
     started = None if plan.start is None else weights_path(plan.start)
@@ -184,7 +190,7 @@ def _defense(plan: DefenseRecipe, job: _Job) -> tuple[dict[str, Any], Path]:
         "family": defense.family,
         "structure": defense.structure,
         "input_size": size,
-        "accuracy": {k: _rate(round(v * len(test)), len(test)) for k, v in shares.items()},
+        "accuracy": {k: _rate(v, len(labels)) for k, v in hits.items()},
         **measured(defense, test.images()),
         "data": common.pop("data"),
         "recipe": {
