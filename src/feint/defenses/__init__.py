@@ -20,6 +20,7 @@ from feint.defenses.s2snet import S2SNet
 from feint.defenses.shield import Shield
 from feint.defenses.smoothing import Smoothing
 from feint.defenses.thermometer import Thermometer
+from feint.defenses.tv import TV
 from feint.defenses.wavelet import Wavelet
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "JPEG",
     "PRM",
     "RDG",
+    "TV",
     "BitDepth",
     "Chain",
     "CropEnsemble",
