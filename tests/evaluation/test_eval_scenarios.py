@@ -193,7 +193,9 @@ def test_cells_that_mean_nothing(more: dict[str, Any], match: str) -> None:
 
 def test_expansion() -> None:
     base = Cell("none", "m", "d", backward="identity", votes=5)
-    cells = expand(base, ["pgd", "fgsm"], list(SCENARIOS), source="s")
+    plain = ["none", "gray-box", "removal", "transfer", "white-box"]
+    assert [name for name in SCENARIOS if name in plain] == plain
+    cells = expand(base, ["pgd", "fgsm"], plain, source="s")
     names = [(c.scenario, c.defense, c.attack) for c in cells]
     assert names[:4] == [
         ("none", "none", "none"),

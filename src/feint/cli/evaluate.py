@@ -18,6 +18,7 @@ from feint.core.errors import ConfigError
 from feint.data import DEFAULT, load
 from feint.evaluation.cell import digest
 from feint.evaluation.evaluate import Progress
+from feint.evaluation.rungs import QUERIES, ROUNDS
 from feint.recipes.plans import DEFAULT_ATTACKS, DEFAULT_SCENARIOS, plan, story
 from feint.reports import ReportData, from_run, render
 from feint.reports.html import write
@@ -85,13 +86,20 @@ def evaluate(
     ] = DEFAULT_ATTACKS,
     scenario: Annotated[
         str,
-        typer.Option(help="Scenarios, separated by commas, or all.", rich_help_panel=_THREAT),
+        typer.Option(
+            help="Scenarios, separated by commas (see: feint list scenarios), or all: the whole "
+            "ladder of attackers.",
+            rich_help_panel=_THREAT,
+        ),
     ] = DEFAULT_SCENARIOS,
     source: Annotated[
-        str, typer.Option(help="Model that 'transfer' attacks.", rich_help_panel=_THREAT)
+        str,
+        typer.Option(
+            help="Models that 'transfer' attacks, separated by commas.", rich_help_panel=_THREAT
+        ),
     ] = "",
     norm: Annotated[
-        str, typer.Option(help="linf, l2, l1 or l0.", rich_help_panel=_THREAT)
+        str, typer.Option(help="linf, l2, l1, l0, or rms (S1's l2).", rich_help_panel=_THREAT)
     ] = "linf",
     eps: Annotated[
         str,
@@ -109,7 +117,8 @@ def evaluate(
     backward: Annotated[
         str,
         typer.Option(
-            help="Backward rules for the defense, separated by commas: default, identity …",
+            help="Backward rules for the defense, separated by commas: default, identity …; "
+            "one per part of a chain as in 'aligned + exact'.",
             rich_help_panel=_THREAT,
         ),
     ] = "default",
@@ -123,6 +132,20 @@ def evaluate(
     judge_draws: Annotated[
         int, typer.Option(help="Held-out draws per sample.", rich_help_panel=_THREAT)
     ] = 32,
+    queries: Annotated[
+        int,
+        typer.Option(
+            help="Queries per sample of the attackers of 'score' and 'decision'.",
+            rich_help_panel=_THREAT,
+        ),
+    ] = QUERIES,
+    steps: Annotated[
+        int,
+        typer.Option(help="Steps of the attackers of 'adaptive'.", rich_help_panel=_THREAT),
+    ] = 40,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds of 'semi-brute-force'.", rich_help_panel=_THREAT)
+    ] = ROUNDS,
     seed: Annotated[int, typer.Option(help="Seed of every draw.", rich_help_panel=_WORK)] = 0,
     batch_size: Annotated[
         int, typer.Option(help="Images per forward pass.", rich_help_panel=_WORK)
@@ -136,7 +159,7 @@ def evaluate(
         int | None,
         typer.Option(
             help="Local worker processes; by default none, or for the built-in models one per "
-            "CPU core.",
+            "CPU core where there is much to do.",
             rich_help_panel=_WORK,
         ),
     ] = None,
@@ -168,9 +191,9 @@ def evaluate(
         if samples is None:
             samples = min(SAMPLES, load(data, split=split).available)  # type: ignore[arg-type]
         chosen = DataSpec(spec=data, samples=samples, split=split, resize=resize)  # type: ignore[arg-type]
+        built_in = model is None or (model.startswith("bundled:") and scenario.strip() == "all")
         if workers is None:
-            small = model is None and device == "cpu" and threads is None
-            workers = _cores() if small else 0
+            workers = _cores() if built_in and device == "cpu" and threads is None else 0
         options = {
             "batch_size": batch_size,
             "shard_size": shard_size,
@@ -199,6 +222,9 @@ def evaluate(
                 combine=combine,
                 judge_draws=judge_draws,
                 seed=seed,
+                queries=queries,
+                steps=steps,
+                rounds=rounds,
                 input_size=input_size,
                 arch=arch,
                 trust=trust,

@@ -16,6 +16,7 @@ from feint.core.gradients import GradientEstimator, backprop, eot, is_stochastic
 from feint.core.registry import ATTACKS, AttackInfo
 from feint.defenses.base import View
 from feint.evaluation.recorder import Recorder, counted
+from feint.evaluation.semi_brute_force import round_by_round
 
 __all__ = ["EOT_DRAWS", "ESTIMATORS", "Attacked", "Attacker", "ParsedAttack", "parse_attack"]
 
@@ -106,6 +107,10 @@ class Attacked:
     backwards: int
     first_hit: Tensor
     late_gain: Tensor
+    rounds: Tensor | None = None
+    """Per sample, as `queries` and `gradients`: what it took up to the first hit, or in all."""
+    queries: Tensor | None = None
+    gradients: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,10 @@ class Attacker:
         targeted: Whether labels are targets.
         transferred: Whether another pipeline than `view` will be judged; then no sample stops at
             its first success, and the point of highest loss counts.
+        part: Where gradients come from instead of `view`, which then only says, once a round,
+            whether the attacker has won (semi-brute force).
+        asks: What the attacker may ask of the view: `"score"` refuses gradients, `"decision"`
+            scores, too.
 
     Raises:
         ConfigError: If the attack does not support the norm, wants another norm or goal than the
@@ -133,9 +142,17 @@ class Attacker:
     eps: float
     targeted: bool = False
     transferred: bool = False
+    part: nn.Module | None = None
+    asks: str = "anything"
+
+    @property
+    def _followed(self) -> nn.Module:
+        """What is differentiated, where something is."""
+        return self.view if self.part is None else self.part
 
     def __post_init__(self) -> None:
         attack, info, own = self.attack, self.attack.info, self.attack.effective
+        self._refuse_other_knowledge()
         if self.norm not in info.norms:
             raise ConfigError(
                 f"attack {info.name!r} has no norm {self.norm!r}; it has {', '.join(info.norms)}"
@@ -157,8 +174,26 @@ class Attacker:
         self._refuse_other_goal()
         if attack.needs_gradient:
             self._refuse_opaque()
-        if is_stochastic(self.view) and info.knowledge == "gradient":
+        if is_stochastic(self._followed) and info.knowledge == "gradient":
             self._refuse_single_draws()
+
+    def _refuse_other_knowledge(self) -> None:
+        attack, info = self.attack, self.attack.info
+        what = {
+            "score": (not attack.needs_gradient, "sees scores and no gradients", "square"),
+            "decision": (info.knowledge == "decision", "sees decisions only", "hopskipjump"),
+            "gradient": (
+                info.knowledge == "gradient" and {"gradient", "stop"} <= set(info.parameters),
+                "follows gradients and stops at a success",
+                "pgd",
+            ),
+        }
+        fits, words, example = what.get(self.asks, (True, "", ""))
+        if not fits:
+            raise ConfigError(
+                f"attack {attack.text!r} does not fit an attacker who {words}; use one that does, "
+                f"such as {example}"
+            )
 
     def _refuse_other_goal(self) -> None:
         attack = self.attack
@@ -173,7 +208,7 @@ class Attacker:
             )
 
     def _refuse_opaque(self) -> None:
-        name = _opaque(self.view)
+        name = _opaque(self._followed)
         if name is not None:
             raise ConfigError(
                 f"attack {self.attack.text!r} would differentiate through {name}, which declares "
@@ -188,11 +223,17 @@ class Attacker:
                 f"attack {attack.text!r} follows one draw of a random pipeline and has no keyword "
                 f"'gradient' to average; use one that has, such as pgd(gradient=eot({EOT_DRAWS}))"
             )
-        if attack.kwargs.get("gradient") is backprop:
+        if any(given.kwargs.get("gradient") is backprop for given in (attack, *_inner(attack))):
             raise ConfigError(
                 f"attack {attack.text!r} follows one draw of a random pipeline; use "
                 f"gradient=eot({EOT_DRAWS}), or leave the keyword out"
             )
+        for given in _inner(attack):
+            if given.needs_gradient and "gradient" not in given.info.parameters:
+                raise ConfigError(
+                    f"attack {attack.text!r} holds {given.info.name!r}, which follows one draw of "
+                    "a random pipeline and has no keyword 'gradient' to average; leave it out"
+                )
 
     def settings(self) -> dict[str, Any]:
         """The keywords that the attack is called with, but for data, seed and trace."""
@@ -206,8 +247,12 @@ class Attacker:
             out["targeted"] = self.targeted
         if "gradient" in parameters and out.get("gradient") is None:
             out.pop("gradient", None)
-            if is_stochastic(self.view):
+            if is_stochastic(self._followed):
                 out["gradient"] = eot(EOT_DRAWS)
+        if self.part is not None:
+            out["gradient"] = round_by_round(self.part, out.get("gradient", backprop))
+            if not fixes("stop"):
+                out["stop"] = "success"
         if "stop" in parameters and not fixes("stop") and self.transferred:
             out["stop"] = "never"
         return out
@@ -226,23 +271,25 @@ class Attacker:
         """
         settings, parts, notes = self.settings(), [], []
         attack_keys = random.fold(keys.to(x.device), "attack")
-        with counted(self.view) as passes:
+        attacked = [self.view] if self.part is None else [self.view, self.part]
+        with counted(*attacked) as passes:
             for start in range(0, len(x), batch_size):
                 pick = slice(start, start + batch_size)
-                recorder = Recorder(y[pick], self.targeted)
+                recorder = Recorder(y[pick], self.targeted, passes)
                 extra: dict[str, Any] = {"seed": attack_keys[pick]}
                 if "trace" in self.attack.info.parameters:
                     extra["trace"] = recorder
                 found = self.attack.info.component(self.view, x[pick], y[pick], **settings, **extra)
                 parts.append(self._whole(found, x[pick]))
-                notes.append(recorder.summary())
-        empty = Recorder(y[:0], self.targeted).summary()
+                notes.append(recorder.summary() | recorder.effort())
+        none = Recorder(y[:0], self.targeted)
+        notes.append(none.summary() | none.effort())
+        whole = {name: torch.cat([n[name] for n in notes]) for name in notes[-1]}
         return Attacked(
             torch.cat(parts) if parts else x.clone(),
             passes.forwards,
             passes.backwards,
-            torch.cat([empty["first_hit"], *(n["first_hit"] for n in notes)]),
-            torch.cat([empty["late_gain"], *(n["late_gain"] for n in notes)]),
+            **whole,
         )
 
     def _whole(self, found: Tensor, x: Tensor) -> Tensor:
@@ -254,6 +301,14 @@ class Attacker:
         if bool(found.isnan().any()):
             raise ModelError(f"attack {self.attack.text!r} returned NaN")
         return found
+
+
+def _inner(attack: ParsedAttack) -> list[ParsedAttack]:
+    """The attacks that an attack of attacks names as text."""
+    named = attack.effective("attacks") if "attacks" in attack.info.parameters else ""
+    if not isinstance(named, str) or not named:
+        return []
+    return [parse_attack(str(expression)) for expression in spec.parse_list(named)]
 
 
 def _opaque(module: nn.Module, name: str = "") -> str | None:

@@ -74,24 +74,27 @@ class Cell:
         """
         # A pipeline without a defense is the bare model that a gray-box attacker has.
         bare = self.defense == "none" and self.votes == 1
+        attacked = get_scenario(self.scenario).attacked
         used = {
             "nothing": (),
             "model": ("model",),
             "pipeline": ("model",) if bare else ("model", "defense"),
             "source": ("source",),
-        }[get_scenario(self.scenario).attacked]
-        return digest(
-            {
-                "schema": SCHEMA,
-                "data": context["data"],
-                "seed": self.seed,
-                "attack": [str(specs.parse(self.attack)), context["attack"]],
-                # Without an attacker nothing but the target matters of the threat.
-                "threat": [self.norm, self.eps, self.targeted] if used else [self.targeted],
-                "attacked": {part: context[part] for part in used},
-                "view": [self.backward, self.votes, self.combine] if "defense" in used else [],
-            }
-        )
+            "parts": ("model", "defense"),
+        }[attacked]
+        content = {
+            "schema": SCHEMA,
+            "data": context["data"],
+            "seed": self.seed,
+            "attack": [str(specs.parse(self.attack)), context["attack"]],
+            # Without an attacker nothing but the target matters of the threat.
+            "threat": [self.norm, self.eps, self.targeted] if used else [self.targeted],
+            "attacked": {part: context[part] for part in used},
+            "view": [self.backward, self.votes, self.combine] if "defense" in used else [],
+        }
+        if attacked == "parts":  # the same objects, attacked in another way
+            content["how"] = attacked
+        return digest(content)
 
     def key(self, context: Mapping[str, str]) -> str:
         """Address of the cell: the examples and how they are judged."""

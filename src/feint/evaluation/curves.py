@@ -6,14 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from feint.core.errors import ConfigError, RangeError
 from feint.evaluation.attackers import parse_attack
 from feint.evaluation.cell import Cell
-from feint.evaluation.metrics import Rate, rate
+from feint.evaluation.metrics import Rate, rate, worst_case_both
 from feint.evaluation.results import CellResult
+from feint.evaluation.scenarios import get_scenario
 
-__all__ = ["curve", "curve_from_distances", "security_curve"]
+__all__ = ["curve", "curve_from_distances", "security_curve", "worst_curve"]
 
 
 def curve(cell: Cell, eps: Iterable[float]) -> list[Cell]:
@@ -84,3 +86,54 @@ def curve_from_distances(
         )
     size, draws = result.rows["size"], max(result.draws, clean.draws)
     return [(e, rate(np.where(size <= e, result.shares, clean.shares), draws)) for e in budgets]
+
+
+def worst_curve(
+    results: Sequence[CellResult], eps: Iterable[float], *, norm: str = "linf"
+) -> list[tuple[float, Rate]]:
+    """Per-sample worst case at every budget, from all the cells of one pipeline at once.
+
+    An image that some attack made counts at every budget that its measured perturbation keeps to,
+    whatever budget the attack was given: one run of a minimal-norm attack gives a whole curve, and
+    cells of other budgets add to it. It cannot rise with the budget, but for the luck of draws.
+
+    Args:
+        results: Cells of one deployed pipeline over the same samples; its clean cell among them.
+        eps: Budgets in image units, none above the largest of the cells.
+        norm: The norm in which they are measured: cells of other norms do not count.
+
+    Raises:
+        ConfigError: If the clean cell is missing, no cell has an attack in this norm, or samples
+            differ.
+        RangeError: If a budget exceeds every cell's: nothing was tried there.
+    """
+    clean = next((r for r in results if r.cell.attack == "none"), None)
+    attacked = [
+        r
+        for r in results
+        if r.cell.attack != "none"
+        and r.cell.norm == norm
+        and get_scenario(r.cell.scenario).judged == "pipeline"
+    ]
+    if clean is None or not attacked:
+        raise ConfigError(f"expected the clean cell and at least one attack in {norm}")
+    if not all(np.array_equal(r.rows["index"], clean.rows["index"]) for r in attacked):
+        raise ConfigError("the cells are about other samples; expected the same ones")
+    budgets, most = sorted({float(e) for e in eps}), max(r.cell.eps for r in attacked)
+    if budgets and budgets[-1] > most * (1 + 1e-9):
+        raise RangeError(f"eps {budgets[-1]:g} exceeds the cells' {most:g}; run one with more")
+    draws = min(r.draws for r in [clean, *attacked])
+    points = []
+    for budget in budgets:
+        even, odd = (
+            np.stack([clean.rows[name], *(_within(r, clean, budget, name) for r in attacked)])
+            for name in ("correct_even", "correct_odd")
+        )
+        points.append((budget, rate(np.clip(worst_case_both(even, odd, draws), 0, 1), draws)))
+    return points
+
+
+def _within(result: CellResult, clean: CellResult, budget: float, name: str) -> NDArray[np.float64]:
+    """A half's shares where the image keeps to the budget, and the clean ones elsewhere."""
+    small = result.rows["size"] <= budget * (1 + 1e-9)
+    return np.where(small, result.rows[name], clean.rows[name])

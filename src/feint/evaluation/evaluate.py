@@ -21,6 +21,7 @@ from feint.evaluation.findings import Finding
 from feint.evaluation.loop import OnProgress, Progress, Resolver, compute_unit, execute
 from feint.evaluation.pipeline import Combine
 from feint.evaluation.results import CellResult
+from feint.evaluation.rungs import rung_cells
 from feint.evaluation.samples import Cache, Memory, Samples, TensorSamples
 from feint.evaluation.scenarios import get_scenario
 from feint.evaluation.shard import Batch, Subject
@@ -49,20 +50,27 @@ def expand(
     attacks: Iterable[str],
     scenarios: Iterable[str],
     *,
-    source: str = "",
+    source: str | Sequence[str] = "",
     undefended: bool = True,
+    defense: Defense | None = None,
+    **budgets: int,
 ) -> list[Cell]:
-    """Cells of one pipeline: clean accuracy, then every attack in every scenario.
+    """Cells of one pipeline: clean accuracy, then every scenario's attacks.
 
     Args:
         base: Model, defense, threat, judge and seed; its scenario and attack do not count.
         attacks: Attack expressions.
-        scenarios: Scenario names; `"none"` is always there. Without a defense `"gray-box"` and
-            `"removal"` say what `"white-box"` says, and are left out.
-        source: Spec of the model that `"transfer"` attacks.
+        scenarios: Scenario names; `"none"` is always there. See `feint.evaluation.rungs` for which
+            attacks go where. Without a defense `"gray-box"`, `"removal"` and `"semi-brute-force"`
+            say what `"white-box"` says, and are left out.
+        source: Spec of the model that `"transfer"` attacks, or several.
         undefended: Also attack and judge the bare model, which says what the attacks are worth.
+        defense: The object that the base's defense names; `"adaptive"` asks it for its rules and
+            its declared break.
+        **budgets: `queries`, `steps` and `rounds` of `rung_cells`.
     """
     attacks, scenarios = list(attacks), list(scenarios)
+    sources = [source] if isinstance(source, str) else list(source)
     for scenario in scenarios:
         get_scenario(scenario)
     clean = replace(base, scenario="none", attack="none", source="")
@@ -71,10 +79,7 @@ def expand(
     if undefended and base.defense != "none":
         cells = [bare, *(replace(bare, scenario="white-box", attack=a) for a in attacks), clean]
     for scenario in scenarios:
-        if scenario == "none" or (scenario in ("gray-box", "removal") and base.defense == "none"):
-            continue
-        used = source if scenario == "transfer" else ""
-        cells += [replace(clean, scenario=scenario, attack=a, source=used) for a in attacks]
+        cells += rung_cells(base, scenario, attacks, defense=defense, sources=sources, **budgets)
     return list(dict.fromkeys(cells))
 
 
@@ -213,7 +218,7 @@ def evaluate(
         return bare if cell.defense == "none" else shared
 
     results = execute(
-        expand(base, _texts(attacks), _names(scenarios), source=origin),
+        expand(base, _texts(attacks), _names(scenarios), source=origin, defense=defense),
         resolve,
         samples,
         cache=Memory() if cache is None else cache,

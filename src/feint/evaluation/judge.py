@@ -12,7 +12,10 @@ from feint.core.checks import check_labels
 from feint.core.errors import ModelError, RangeError
 from feint.core.gradients import call, is_stochastic
 
-__all__ = ["Judgement", "judge"]
+__all__ = ["VOTES", "Judgement", "judge"]
+
+VOTES = (3, 5, 9, 17)
+"""Sizes of majority votes that every judgement looks at."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,18 @@ class Judgement:
     def majority(self) -> Tensor:
         """(N,) the most frequent prediction (the smallest class among equals)."""
         return self.predictions.mode(1).values
+
+    def vote(self, n: int) -> Tensor:
+        """(N,) float64: share of the majority votes of `n` draws that give the true label.
+
+        Over the D runs of `n` successive draws (the last goes over into the first): every draw
+        counts alike, and the expectation is that of a vote of `n` fresh draws. Of equals the
+        smallest class wins. NaN where fewer than `n` draws were taken.
+        """
+        if n > self.draws:
+            return torch.full((len(self.y),), torch.nan, dtype=torch.float64)
+        ring = torch.cat([self.predictions, self.predictions[:, : n - 1]], 1)
+        return (ring.unfold(1, n, 1).mode(2).values == self.y[:, None]).double().mean(1)
 
 
 @torch.no_grad()

@@ -25,14 +25,25 @@ class Recorder:
     Args:
         y: (B,) labels or targets of the batch.
         targeted: Whether they are targets.
+        passes: Counts what goes through the attacked model. What passed between two calls is shared
+            out evenly among the rows of the second: all rows of a step cost the same.
     """
 
     y: Tensor
     targeted: bool
+    passes: Passes | None = None
     steps: list[int] = field(default_factory=list)
     hits: list[Tensor] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     active: list[Tensor] = field(default_factory=list)
+    _effort: Tensor | None = None
+    """(3, B): the last round, forward and backward passes up to the first success or the end."""
+    _fallen: Tensor | None = None
+    _before: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        if self.passes is not None:
+            self._before = (self.passes.forwards, self.passes.backwards)
 
     def __call__(
         self, step: int, x_adv: Tensor, logits: Tensor, loss: Tensor, active: Tensor
@@ -43,6 +54,34 @@ class Recorder:
         self.hits.append(adversarial(wide, self.y[active], self.targeted).any(1))
         self.losses.append(loss.detach().double())
         self.active.append(active)
+        self._count(step, active, self.hits[-1])
+
+    def _count(self, step: int, active: Tensor, hit: Tensor) -> None:
+        """Add what this call cost to the samples that had not fallen before it."""
+        if self._effort is None or self._fallen is None:
+            self._effort = torch.zeros(3, len(self.y), dtype=torch.float64, device=active.device)
+            self._fallen = torch.zeros(len(self.y), dtype=torch.bool, device=active.device)
+        standing = (~self._fallen[active]).double()
+        if self.passes is not None and len(active):
+            now = (self.passes.forwards, self.passes.backwards)
+            for row, spent in enumerate(b - a for a, b in zip(self._before, now, strict=True)):
+                self._effort[row + 1].index_add_(0, active, standing * (spent / len(active)))
+            self._before = now
+        self._effort[0].scatter_reduce_(0, active, standing * step, "amax")
+        fell = torch.zeros_like(self._effort[0]).index_add_(0, active, hit.double())
+        self._fallen = self._fallen | (fell > 0)
+
+    def effort(self) -> dict[str, Tensor]:
+        """Per sample, up to the first success or the end: `rounds`, `queries`, `gradients`.
+
+        The evaluation that showed the success counts, with its gradient. NaN where no trace was
+        called or nothing was counted.
+        """
+        unknown = torch.full((3, len(self.y)), math.nan, dtype=torch.float64)
+        found = unknown if self._effort is None else self._effort.cpu()
+        if self.passes is None:
+            found = torch.cat([found[:1], unknown[1:]])
+        return {"rounds": found[0], "queries": found[1], "gradients": found[2]}
 
     def summary(self) -> dict[str, Tensor]:
         """Per sample: `first_hit` (step of the first adversarial draw, −1 if none) and `late_gain`.
@@ -92,8 +131,8 @@ class Passes:
 
 
 @contextmanager
-def counted(model: nn.Module) -> Iterator[Passes]:
-    """Count the images that pass through `model` while the context lasts; nothing else changes."""
+def counted(*models: nn.Module) -> Iterator[Passes]:
+    """Count the images that pass through `models` while the context lasts; nothing else changes."""
     passes = Passes()
 
     def back(gradient: Tensor) -> None:
@@ -105,8 +144,9 @@ def counted(model: nn.Module) -> Iterator[Passes]:
             if output.requires_grad:
                 output.register_hook(back)
 
-    handle = model.register_forward_hook(forth)
+    handles = [model.register_forward_hook(forth) for model in models]
     try:
         yield passes
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

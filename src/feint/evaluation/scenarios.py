@@ -9,8 +9,11 @@ from feint.core.errors import UnknownNameError
 
 __all__ = ["SCENARIOS", "Scenario", "get_scenario"]
 
-Attacked = Literal["nothing", "model", "pipeline", "source"]
+Attacked = Literal["nothing", "model", "pipeline", "source", "parts"]
+"""`"parts"`: gradients from the pipeline without its non-differentiable parts, every round tried
+against the whole pipeline."""
 Judged = Literal["pipeline", "model"]
+Asks = Literal["anything", "gradient", "score", "decision"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,13 @@ class Scenario:
     judged: Judged
     knowledge: str
     """What the attacker knows, in words that go into the report."""
+    asks: Asks = "anything"
+    """What the attacker may ask of what is attacked."""
+
+    @property
+    def transferred(self) -> bool:
+        """Whether examples are made on something else than what is judged."""
+        return self.attacked not in (self.judged, "parts")
 
 
 SCENARIOS = {
@@ -47,11 +57,40 @@ SCENARIOS = {
             "the attacker has another model only and transfers what he finds",
         ),
         Scenario(
+            "decision",
+            "pipeline",
+            "pipeline",
+            "the attacker may query the deployed pipeline and sees the class it decides for",
+            asks="decision",
+        ),
+        Scenario(
+            "score",
+            "pipeline",
+            "pipeline",
+            "the attacker may query the deployed pipeline and sees its scores",
+            asks="score",
+        ),
+        Scenario(
+            "semi-brute-force",
+            "parts",
+            "pipeline",
+            "the attacker has the weights and the defense, takes gradients through its "
+            "differentiable parts only, and tries every round against the whole",
+            asks="gradient",
+        ),
+        Scenario(
             "white-box",
             "pipeline",
             "pipeline",
             "the attacker has the weights, the defense and the distribution of its draws, "
             "not the draws themselves",
+        ),
+        Scenario(
+            "adaptive",
+            "pipeline",
+            "pipeline",
+            "the attacker has weights, defense and the distribution of its draws, knows its "
+            "published breaks, and searches rules, losses, draws and restarts for its weakness",
         ),
     )
 }

@@ -18,10 +18,12 @@ from feint.core.quantise import quantise
 from feint.defenses.base import Defense
 from feint.evaluation.attackers import Attacked, Attacker, parse_attack
 from feint.evaluation.cell import Cell, fingerprint
-from feint.evaluation.judge import Judgement, judge
+from feint.evaluation.judge import VOTES, Judgement, judge
 from feint.evaluation.metrics import distances
 from feint.evaluation.pipeline import Pipeline
+from feint.evaluation.png import png_round_trip
 from feint.evaluation.scenarios import get_scenario
+from feint.evaluation.semi_brute_force import differentiable_parts
 
 __all__ = ["COLUMNS", "Batch", "Rows", "Subject", "attack_shard", "judge_shard"]
 
@@ -50,7 +52,14 @@ COLUMNS = {
     "first_hit": "first step at which the attacker saw a success, −1 for never",
     "late_gain": "share of the loss's rise that came in the last tenth of the steps; NaN if the "
     "attack has no trace",
+    "correct_png": "draws right after the 8-bit image went through a PNG file",
+    **{f"vote_{n}": f"share of the majority votes of {n} draws that are right" for n in VOTES},
+    "rounds": "the attack's step at its first success, or its last step",
+    "queries": "forward passes up to the first success, or in all",
+    "gradients": "backward passes up to the first success, or in all",
 }
+"""Columns from `correct_png` on are NaN in runs of versions that did not record them, and where
+nothing is known: votes of more draws than were taken, an attack without a trace."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +123,7 @@ def _attack_context(cell: Cell) -> str:
     if cell.attack == "none":
         return ""
     attack, scenario = parse_attack(cell.attack), get_scenario(cell.scenario)
-    stays = (
-        scenario.attacked != scenario.judged
-        and "stop" in attack.info.parameters
-        and not attack.fixes("stop")
-    )
+    stays = scenario.transferred and "stop" in attack.info.parameters and not attack.fixes("stop")
     return f"{attack.info.version}, never stops" if stays else str(attack.info.version)
 
 
@@ -171,12 +176,14 @@ class Subject:
             UnknownNameError: If the defense does not declare the cell's backward rule.
         """
         which = get_scenario(cell.scenario).attacked
+        if which == "parts":
+            return self.pipeline(cell)
         if which == "pipeline":
             pipeline = self.pipeline(cell)
             if cell.attack != "none" and not parse_attack(cell.attack).needs_gradient:
                 return pipeline
             if cell.backward != "default":
-                return pipeline.view(cell.backward)
+                return pipeline.view(_rules(cell.backward))
             try:
                 return pipeline.view()
             except UnknownNameError as error:
@@ -205,8 +212,22 @@ class Subject:
             cell.norm,
             cell.eps,
             cell.targeted,
-            transferred=scenario.attacked != scenario.judged,
+            transferred=scenario.transferred,
+            part=self._parts() if scenario.attacked == "parts" else None,
+            asks=scenario.asks,
         )
+
+    def _parts(self) -> Pipeline:
+        """The model behind those parts of the defense that are differentiable."""
+        kept = None if self.defense is None else differentiable_parts(self.defense)
+        return Pipeline(self.model, kept).view()
+
+
+def _rules(text: str) -> str | list[str | None]:
+    """A rule, or one per part of a chain: `"aligned + exact"`, where `default` leaves it open."""
+    if "+" not in text:
+        return text
+    return [None if rule.strip() == "default" else rule.strip() for rule in text.split("+")]
 
 
 def attack_shard(cell: Cell, subject: Subject, batch: Batch, batch_size: int) -> Attacked:
@@ -234,7 +255,7 @@ def attack_shard(cell: Cell, subject: Subject, batch: Batch, batch_size: int) ->
 def judge_shard(
     cell: Cell, subject: Subject, batch: Batch, found: Attacked, batch_size: int
 ) -> Rows:
-    """Per-sample facts of a shard: judged as floats and as 8-bit images, measured in float64."""
+    """Per-sample facts of a shard: judged as floats, in 8 bits and as PNG, measured in float64."""
     if found.x_adv.device != batch.x.device:  # a cache may have kept it elsewhere
         found = replace(found, x_adv=found.x_adv.to(batch.x.device))
     keys = random.keys(cell.seed, batch.index)
@@ -246,6 +267,8 @@ def judge_shard(
     floats, rounded = ask(found.x_adv), quantise(found.x_adv)
     # An image that 8 bits hold already (a clean one) need not be asked twice.
     bytes_ = floats if torch.equal(rounded, found.x_adv) else ask(rounded)
+    reread = png_round_trip(rounded)
+    files = bytes_ if torch.equal(reread, rounded) else ask(reread)
     target = batch.goal(True) if cell.targeted else None
     outside = torch.maximum(-found.x_adv, found.x_adv - 1).flatten(1).amax(1).clamp_min(0)
     rows: Mapping[str, Tensor] = {
@@ -267,7 +290,19 @@ def judge_shard(
         "unchanged": (found.x_adv == batch.x).flatten(1).all(1),
         "first_hit": found.first_hit,
         "late_gain": found.late_gain,
+        "correct_png": files.correct.double(),
+        **{f"vote_{n}": floats.vote(n) for n in VOTES},
+        "rounds": _known(found.rounds, batch),
+        "queries": _known(found.queries, batch),
+        "gradients": _known(found.gradients, batch),
     }
     measured = {name: np.asarray(value.cpu()) for name, value in rows.items()}
     measured |= distances(found.x_adv, batch.x)
     return {name: measured[name] for name in COLUMNS}
+
+
+def _known(value: Tensor | None, batch: Batch) -> Tensor:
+    """What was counted, or NaN."""
+    if value is None:
+        return torch.full((len(batch),), torch.nan, dtype=torch.float64)
+    return value.double()

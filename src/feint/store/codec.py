@@ -27,6 +27,10 @@ __all__ = ["TYPES", "Label", "decode_examples", "decode_rows", "encode_examples"
 
 _WHOLE = ("index", "label", "target", "draws", "correct", "correct_8bit", "target_hits")
 _INTEGERS = (*_WHOLE, "prediction", "first_hit")
+_EFFORT = ("rounds", "queries", "gradients")
+"""What examples hold since a later version, and may not know."""
+_LATER = tuple(COLUMNS)[tuple(COLUMNS).index("correct_png") :]
+"""Columns that rows hold since a later version: NaN in earlier ones."""
 
 TYPES = {
     name: "bool" if name == "unchanged" else "int64" if name in _INTEGERS else "float64"
@@ -139,9 +143,13 @@ def decode_rows(data: bytes) -> tuple[Rows, Label]:
         rows = {
             name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names
         }
-        if {name: str(value.dtype) for name, value in rows.items()} != TYPES:
+        earlier = not any(name in rows for name in _LATER)
+        wanted = {n: t for n, t in TYPES.items() if not (earlier and n in _LATER)}
+        if {name: str(value.dtype) for name, value in rows.items()} != wanted:
             raise ValueError("it has other columns than this version writes")
         label.check("rows", rows, table.num_rows)
+        if earlier:
+            rows |= {name: np.full(table.num_rows, np.nan) for name in _LATER}
     except Exception as error:  # a damaged file can make its reader raise anything
         raise DataError(f"damaged: {_reason(error)}") from None
     return rows, label
@@ -161,6 +169,8 @@ def encode_examples(found: Attacked, label: Label) -> tuple[bytes, Label]:
         "late_gain": found.late_gain.cpu().contiguous(),
         "x_adv": narrow if exact else x,
     }
+    known = {name: getattr(found, name) for name in _EFFORT}
+    tensors |= {n: value.cpu().contiguous() for n, value in known.items() if value is not None}
     facts = {
         "forwards": found.forwards,
         "backwards": found.backwards,
@@ -191,6 +201,7 @@ def decode_examples(data: bytes) -> tuple[Attacked, Label]:
             label.facts["backwards"],
             tensors["first_hit"],
             tensors["late_gain"],
+            *(tensors.get(name) for name in _EFFORT),
         )
     except Exception as error:  # a damaged file can make its reader raise anything
         raise DataError(f"damaged: {_reason(error)}") from None
