@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from feint.core.dct import block_dct, block_idct, round_stable, soft_round
 from feint.core.errors import ConfigError, RangeError
+from feint.core.pieces import in_pieces
 from feint.core.registry import defense
 from feint.defenses.base import Defense, Params, backward_rule
 
@@ -115,9 +116,7 @@ class FD(Defense):
 
     def transform(self, x: Tensor, params: Params) -> Tensor:
         """`passes` times: pad, DCT, quantise, inverse DCT, clip, crop."""
-        for _ in range(self.passes):
-            x = self._codec(x, soft=False)
-        return x
+        return in_pieces(lambda z: self._passes(z, soft=False), x)
 
     def table(self, device: torch.device | None = None) -> Tensor:
         """The 8×8 quantisation steps, lowest frequency first, float64."""
@@ -141,8 +140,11 @@ class FD(Defense):
     @backward_rule("surrogate")
     def surrogate(self, x: Tensor, params: Params) -> Tensor:
         """The codec with cubic rounding."""
+        return in_pieces(lambda z: self._passes(z, soft=True), x)
+
+    def _passes(self, x: Tensor, soft: bool) -> Tensor:
         for _ in range(self.passes):
-            x = self._codec(x, soft=True)
+            x = self._codec(x, soft)
         return x
 
     def _codec(self, x: Tensor, soft: bool) -> Tensor:

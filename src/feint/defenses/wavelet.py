@@ -11,6 +11,7 @@ from torch import Tensor
 from feint.core.clip import clip
 from feint.core.color import rgb_to_ycbcr, ycbcr_to_rgb
 from feint.core.errors import ConfigError, RangeError, ShapeError
+from feint.core.pieces import in_pieces
 from feint.core.registry import defense
 from feint.defenses.base import Defense, Params, backward_rule
 
@@ -113,8 +114,9 @@ class Wavelet(Defense):
 
     def transform(self, x: Tensor, params: Params) -> Tensor:
         """Denoise every channel."""
-        if x.numel() == 0:
-            return x
+        return in_pieces(self._whole, x) if x.numel() else x
+
+    def _whole(self, x: Tensor) -> Tensor:
         if self.color == "rgb":
             return clip(self._denoise(x))
         if x.shape[1] != 3:
@@ -161,7 +163,8 @@ class Wavelet(Defense):
 
 
 def _soft(d: Tensor, threshold: Tensor | float) -> Tensor:
-    return d.sign() * (d.abs() - threshold).clamp(min=0)
+    bound = threshold if isinstance(threshold, Tensor) else d.new_tensor(threshold)
+    return d - d.clamp(-bound, bound)
 
 
 def _sure(d: Tensor) -> Tensor:
@@ -199,16 +202,22 @@ def haar(x: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.cat([x, x[..., -1:, :]], -2)
     if width % 2:
         x = torch.cat([x, x[..., -1:]], -1)
-    top, bottom = x[..., ::2, :], x[..., 1::2, :]
-    total, change = top + bottom, top - bottom
-    a, b = total[..., ::2], total[..., 1::2]
-    c, d = change[..., ::2], change[..., 1::2]
-    return (a + b) / 2, torch.stack([c + d, a - b, c - d], -3) / 2
+    h, w = x.shape[-2] // 2, x.shape[-1] // 2
+    squares = x.unflatten(-1, (w, 2)).unflatten(-3, (h, 2))  # (…, h, 2, w, 2)
+    corners = squares.movedim((-3, -1), (-4, -3)).flatten(-4, -3)  # (…, 4, h, w)
+    parts = (_butterfly(x) @ corners.flatten(-2)).unflatten(-1, (h, w))
+    return parts[..., 0, :, :], parts[..., 1:, :, :]
+
+
+def _butterfly(like: Tensor) -> Tensor:
+    """From the corners of a square to sum and differences, halved; its own inverse."""
+    signs = [[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]
+    return like.new_tensor(signs) / 2
 
 
 def haar_inverse(approximation: Tensor, details: Tensor) -> Tensor:
     """Inverse of `haar`, (…, 2h, 2w); for an odd side the caller drops the last row or column."""
-    down, right, both = details.unbind(-3)
-    total = torch.stack([approximation + right, approximation - right], -1).flatten(-2)
-    change = torch.stack([down + both, down - both], -1).flatten(-2)
-    return torch.stack([total + change, total - change], -2).flatten(-3, -2) / 2
+    h, w = approximation.shape[-2:]
+    parts = torch.cat([approximation.unsqueeze(-3), details], -3)
+    corners = (_butterfly(parts) @ parts.flatten(-2)).unflatten(-1, (h, w)).unflatten(-3, (2, 2))
+    return corners.movedim((-4, -3), (-3, -1)).flatten(-4, -3).flatten(-2)
