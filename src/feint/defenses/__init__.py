@@ -13,6 +13,7 @@ from feint.defenses.noise import Noise
 from feint.defenses.pixel_deflection import PixelDeflection
 from feint.defenses.pixel_shift import PixelShift
 from feint.defenses.prm import PRM
+from feint.defenses.quilting import Quilting
 from feint.defenses.rand import Rand
 from feint.defenses.rdg import RDG
 from feint.defenses.region_based import RegionBased
@@ -40,6 +41,7 @@ __all__ = [
     "Params",
     "PixelDeflection",
     "PixelShift",
+    "Quilting",
     "Rand",
     "RegionBased",
     "S2SNet",
