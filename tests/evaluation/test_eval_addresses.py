@@ -75,6 +75,40 @@ def test_the_undefended_model_is_the_gray_box_attackers() -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize(
+    ("cell", "examples", "rows"),
+    [
+        (Cell("none", "m", "d"), "c6b35ee0237b7faf8fc8", "81f85f41310f5f7451c4"),
+        (Cell("none", "m", targeted=True), "04f318a11eadfba447e8", "58404a42dacf2854e1d7"),
+        (
+            Cell("gray-box", "m", "d", "pgd(steps=2)"),
+            "bfea8b2293100471511e",
+            "d6c952ba00ad8b5513d9",
+        ),
+        (Cell("removal", "m", "d", "pgd(steps=2)"), "0d2024047d12488836c9", "9a9c0c56c10784ca1e2b"),
+        (
+            Cell("transfer", "m", "d", "pgd(steps=2)", "s"),
+            "93cbe5ce4da362562522",
+            "b4204220c7c278703fe2",
+        ),
+        (
+            Cell("white-box", "m", attack="square", norm="l2", eps=0.5),
+            "19a4dae9ff58b3da8185",
+            "49306b116870dc4d6171",
+        ),
+        (
+            Cell("white-box", "m", "d", "pgd(steps=2)", votes=3, backward="identity", seed=7),
+            "799d31eb58152f5b1e78",
+            "fab0dbe18759510a014b",
+        ),
+    ],
+)
+def test_addresses_stay_what_they_were(cell: Cell, examples: str, rows: str) -> None:
+    """Oracle: frozen, as `attack_key` and `key` gave them for CONTEXT before there was a ladder
+    (commit 140ae87): a run that is there is not computed again."""
+    assert keys(cell) == (examples, rows)
+
+
 @pytest.mark.parametrize("part", ["data", "model", "defense", "attack"])
 def test_content_changes_the_addresses(part: str) -> None:
     assert not set(keys(CELL)) & set(keys(CELL, **{part: "other"}))

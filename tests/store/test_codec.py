@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -64,6 +65,32 @@ def test_rows_are_plain_parquet(tmp_path) -> None:
     (tmp_path / "rows.parquet").write_bytes(data)
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table.column("first_hit").to_pylist() == make_rows()["first_hit"].tolist()
+
+
+def test_effort_comes_back_where_it_is_known() -> None:
+    known = make_examples()
+    effort = torch.arange(4.0).double()
+    known = replace(known, queries=effort, rounds=effort + 1)
+    back, _ = decode_examples(encode_examples(known, label("examples"))[0])
+    assert torch.equal(back.queries, known.queries)
+    assert torch.equal(back.rounds, known.rounds)
+    assert back.gradients is None
+
+
+def test_rows_of_an_earlier_version_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written as it did, without the later columns: these are NaN, the others what they were."""
+    first = list(TYPES)[: list(TYPES).index("correct_png")]
+    rows = {name: value for name, value in make_rows().items() if name in first}
+    with monkeypatch.context() as earlier:
+        earlier.setattr("feint.store.codec.TYPES", {name: TYPES[name] for name in first})
+        data, _ = encode_rows(rows, label("rows"))
+    back, _ = decode_rows(data)
+    assert list(back) == list(TYPES)
+    for name in TYPES:
+        if name in first:
+            assert back[name].tobytes() == rows[name].tobytes()
+        else:
+            assert np.isnan(back[name]).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
