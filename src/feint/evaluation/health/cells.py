@@ -157,7 +157,7 @@ def _moves(result: CellResult, name: str) -> Finding:
 
 def _budget(result: CellResult, name: str) -> Finding:
     cell, rows = result.cell, result.rows
-    largest, outside = float(rows["size"].max()), float(rows["outside"].max())
+    largest, outside = float(rows["size"].max()), abs(float(rows["outside"].max()))
     ok = largest <= cell.eps * (1 + 1e-6) and outside == 0
     return Finding(
         "budget-and-box",
