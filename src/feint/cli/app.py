@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 
 import feint
 from feint.cli import common
+from feint.cli.diagnose import diagnose
 from feint.cli.doctor import doctor
 from feint.cli.evaluate import evaluate
 from feint.cli.list import list_names
@@ -49,6 +50,7 @@ def _root(
 
 app.command()(evaluate)
 app.command()(train)
+app.command()(diagnose)
 app.command()(report)
 app.command("list")(list_names)
 app.command()(doctor)
