@@ -5,16 +5,37 @@ AutoAttack's `rand` mode prints 85.9 % and 53.9 % for p = 0.95 and 0.80. Oracle:
 
 from __future__ import annotations
 
+from math import comb
+
 import pytest
 import torch
 from torch import nn
 
-from feint.evaluation import Batch, Cell, Evaluation, Rate, Subject, evaluate, execute
+from feint.evaluation import (
+    SCENARIOS,
+    Batch,
+    Cell,
+    CellResult,
+    Evaluation,
+    Rate,
+    Subject,
+    evaluate,
+    execute,
+    ladder,
+    rung_cells,
+)
 from feint.evaluation.evaluate import Memory, TensorSamples
 from feint.evaluation.health import declare
 from feint.evaluation.verdict import bounds
-from tests.evaluation.planted import Coin, CoinTimesLinear, SecretCoin, Through, UnkeyedCoin
-from tests.tiny import images
+from tests.evaluation.planted import (
+    Coin,
+    CoinTimesLinear,
+    Opaque,
+    SecretCoin,
+    Through,
+    UnkeyedCoin,
+)
+from tests.tiny import LinearModel, images
 
 SHAPE = (3, 2, 2)
 N = 200
@@ -112,3 +133,85 @@ def run(model: nn.Module, y: torch.Tensor) -> Evaluation:
     return evaluate(
         model, X, y, attacks=["pgd(steps=20, loss='margin')"], scenarios=["white-box"], eps=0.5
     )
+
+
+# --- every rung of the ladder ---------------------------------------------------------------------
+
+FEW = 100
+RUNGS = [name for name in SCENARIOS if name != "none"]
+SMALL = ["pgd(steps=2, gradient=eot(2))", "square(queries=3)", "hopskipjump(steps=1, probes=4)"]
+
+
+def rungs(model: nn.Module, y: torch.Tensor, eps: float = 8 / 255) -> list[CellResult]:
+    """A coin on every rung, with attacks of a few steps; `adaptive` is its whole search."""
+    defense = Through()
+    base = Cell("none", "coin", "d", judge_draws=16, eps=eps)
+    cells = [base]
+    for name in RUNGS:
+        fit = SMALL[:1] if name not in ("score", "decision") else SMALL
+        cells += rung_cells(base, name, fit, defense=defense, sources=["other"], steps=2)
+    subject = Subject(model, defense, LinearModel(shape=SHAPE))
+    return execute(
+        [c for c in cells if "autoattack" not in c.attack],  # deterministic pipelines only
+        lambda _: subject,
+        some(y),
+        cache=Memory(),
+        batch_size=4096,
+    )
+
+
+def some(y: torch.Tensor) -> TensorSamples:
+    return TensorSamples(Batch(X[:FEW], y[:FEW], torch.arange(FEW)))
+
+
+@pytest.mark.parametrize("p", [0.95, 0.8])
+@pytest.mark.parametrize("tiny", [1e-3, 0.0])
+def test_a_coin_is_reported_at_p_on_every_rung(p: float, tiny: float) -> None:
+    """With a gradient that is of no use and with none at all (then scores must do).
+
+    Oracle: p, inside every rung's interval and inside that of the worst case over all of them; the
+    intervals are 95 % ones, so one of the nine may miss by as much as half its width.
+    """
+    model = Coin(p, tiny=tiny)
+    if tiny:
+        found = rungs(model, Y)
+    else:
+        base = Cell("none", "coin", "d", judge_draws=16)
+        attacks = ["pgd(steps=1, gradient=spsa(4))", "square(queries=3)"]
+        cells = [base]
+        for name in ("gray-box", "removal", "white-box", "adaptive", "score", "decision"):
+            made = rung_cells(base, name, attacks, defense=Opaque(), steps=1, queries=20)
+            cells += made
+        subject = Subject(model, Opaque())
+        found = execute(cells, lambda _: subject, some(Y), cache=Memory(), batch_size=4096)
+    table = ladder(found)
+    assert {r.scenario for r in table} >= {"none", "score", "decision", "adaptive", "worst case"}
+    missed = [r for r in table if not contains(r.accuracy, p)]
+    assert len(missed) <= 1, [(r.scenario, str(r.accuracy)) for r in missed]
+    for rung in missed:
+        width = rung.accuracy.high - rung.accuracy.low
+        assert rung.accuracy.low - width / 2 <= p <= rung.accuracy.high + width / 2
+    for result in found:
+        votes = result.majority_of(9)
+        # A vote of nine coins is right more often than one coin: the binomial tail says how often.
+        often = sum(comb(9, k) * p**k * (1 - p) ** (9 - k) for k in range(5, 10))
+        assert votes.low - 0.02 <= often <= votes.high + 0.02
+
+
+def test_every_rung_finds_what_is_behind_a_coin() -> None:
+    """A linear classifier behind a coin of 0.9, at a budget beyond every boundary.
+
+    Oracle: attackers who meet it leave what the coin turns back (nothing but its mistakes are
+    right); who transfers from another linear model leaves more.
+    """
+    model = CoinTimesLinear(0.9)
+    found = rungs(model, model.linear(X).argmax(1), eps=0.5)
+    left = {r.scenario: r.accuracy.value for r in ladder(found)}
+    assert 0.85 < left["none"] < 0.95
+    for name in ("gray-box", "white-box", "adaptive", "worst case"):
+        assert left[name] < 0.1, name
+    assert left["semi-brute-force"] < 0.5
+    assert left["transfer"] > left["worst case"]
+    lucky = next(r for r in found if r.cell.scenario == "semi-brute-force")
+    assert lucky.luck is not None
+    assert lucky.luck >= 0
