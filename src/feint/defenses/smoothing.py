@@ -82,7 +82,7 @@ class Smoothing(Defense):
     Raises:
         RangeError: If `sigma` is negative or not finite.
 
-    Cost: One Gaussian number per value: on a 224×224 image 6 % of a ResNet-50 forward pass (one
+    Cost: One Gaussian number per value: on a 224×224 image 3 % of a ResNet-50 forward pass (one
         CPU thread), nearly all of it in the keyed generator. Certifying a sample takes n0 + n
         forward passes of the model, 100 100 by default.
 

@@ -52,8 +52,9 @@ class Thermometer(Defense):
         RangeError: If `levels` is not 2 to 256.
         ConfigError: If `encoding` or `output` is unknown.
 
-    Cost: One rounding per value for images, L comparisons per value for codes (16 levels: 3 % of a
-        ResNet-50 forward pass for a 224×224 image on one CPU thread).
+    Cost: One rounding per value for images, L comparisons per value for codes: 0.2 % and, with
+        16 levels (2.4 M values), 18 % of a ResNet-50 forward pass for a 224×224 image on one CPU
+        thread.
 
     Example:
         >>> import torch

@@ -61,7 +61,10 @@ class TV(Defense):
         RangeError: If `keep` is not in (0, 1], `weight` not above 0, `tol` negative, or `steps` or
             `sweeps` below 1.
 
-    Cost: About 10 + 20·sweeps passes over the image per iteration.
+    Cost: About 10 + 16·sweeps passes over the image per iteration: on a 224×224 photograph a third
+        (`"guo"`) or half (`"qiu"`) of a ResNet-50 forward pass, on one CPU thread; scikit-image's
+        compiled solver takes a quarter and 60 % of that, for the simpler problem without a mask. A
+        view's `exact` backward pass takes some four times the forward pass.
 
     Example:
         >>> import torch
@@ -185,6 +188,8 @@ def tv_minimise(
     known = mask.sum((-2, -1), keepdim=True)
     mean = (mask * x).sum((-2, -1), keepdim=True) / known.clamp_min(1)
     z = torch.where(mask > 0, x, torch.where(known > 0, mean, 0.5))
+    if height * width == 1:  # no differences
+        return z
     rows = torch.arange(height, device=x.device)[:, None]
     columns = torch.arange(width, device=x.device)
     red = (rows + columns) % 2 == 0
@@ -206,12 +211,10 @@ def tv_minimise(
         bx, by = _cut(across, down, weight / 2, isotropic)
         pull = mask / 2
         right = pull * x + _transposed(across - 2 * bx, down - 2 * by)
-        diagonal = pull + neighbors
-        alone = (diagonal == 0).to(x.dtype)  # a single unobserved pixel stays what it is
+        inverse = 1 / (pull + neighbors)
         for _ in range(sweeps):
             for color in (red, ~red):
-                new = (right + _around(z) + alone * z) / (diagonal + alone)
-                z = torch.where(color, new, z)
+                z = torch.where(color, (right + _around(z)) * inverse, z)
         gx, gy = _differences(z)
         return z, gx + bx, gy + by
 
