@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from feint.core import random
 from feint.core.errors import ConfigError, RangeError, ShapeError
 from feint.data import load as load_data
-from feint.defenses import Chain, Defense, PixelDeflection, parse
+from feint.defenses import Chain, PixelDeflection, parse
 from feint.defenses.activation import ActivationMap
 from feint.evaluation import Pipeline, evaluate
 from feint.models import load
-from tests.contracts.defense import DefenseContract, images
+from tests.contracts.defense import images
 
 
 class Pooled(nn.Module):
@@ -187,24 +187,6 @@ def test_classifiers_without_a_map_are_refused() -> None:
 
 
 # --- in front of its classifier -----------------------------------------------------------------
-
-
-class TestPixelDeflectionWithAMap(DefenseContract):
-    """The whole contract, with the defense bound to a classifier."""
-
-    cls = PixelDeflection
-    configs = ({"activation_map": "rcam"}, {"activation_map": "rcam_repo", "preset": "paper"})
-    channels = (3,)
-    min_side = 2
-    max_side = 17
-
-    def parse(self, text: str) -> Defense:
-        return parse(text).bind(NET)
-
-    def build(self, config: dict[str, object]) -> PixelDeflection:
-        bound = PixelDeflection(**config).bind(NET)  # type: ignore[arg-type]
-        assert isinstance(bound, PixelDeflection)
-        return bound
 
 
 NET = Pooled(stride=1).eval()

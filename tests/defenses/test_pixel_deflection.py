@@ -11,9 +11,10 @@ from scipy import stats
 
 from feint.core import random
 from feint.core.errors import ConfigError, RangeError, ShapeError
-from feint.defenses import PixelDeflection
+from feint.defenses import Defense, PixelDeflection, parse
 from feint.defenses.pixel_deflection import _attempts, resolve_moves
 from tests.contracts.defense import DefenseContract, images
+from tests.defenses.test_activation import NET
 
 
 def brightness(x: torch.Tensor) -> torch.Tensor:
@@ -40,6 +41,24 @@ class TestWithAFixedMap(DefenseContract):
     configs = ({"deflections": 50, "activation_map": torch.linspace(0, 1, 144).view(12, 12)},)
     min_side = max_side = 12
     batch_atol = 0.0
+
+
+class TestPixelDeflectionWithAMap(DefenseContract):
+    """The whole contract, with the defense bound to a classifier."""
+
+    cls = PixelDeflection
+    configs = ({"activation_map": "rcam"}, {"activation_map": "rcam_repo", "preset": "paper"})
+    channels = (3,)
+    min_side = 2
+    max_side = 17
+
+    def parse(self, text: str) -> Defense:
+        return parse(text).bind(NET)
+
+    def build(self, config: dict[str, object]) -> PixelDeflection:
+        bound = PixelDeflection(**config).bind(NET)  # type: ignore[arg-type]
+        assert isinstance(bound, PixelDeflection)
+        return bound
 
 
 # --- many moves at once equal the moves one by one ----------------------------------------------
