@@ -23,7 +23,7 @@ from rich.table import Table
 
 from feint.diagnostics import MEASURES, Diagnosis, Number
 from feint.reports.diagnostics_captions import caption
-from feint.reports.diagnostics_drawing import number, percent
+from feint.reports.diagnostics_drawing import number, percent, short, stacked
 from feint.reports.diagnostics_figures import figure
 from feint.reports.figures import save
 from feint.store.files import write_atomic
@@ -86,7 +86,8 @@ def lines(data: Diagnosis) -> list[Line]:
     if len(data.subjects) > 1:
         at = next(i for i, r in enumerate(rows) if r[0] == "rank")
         new = [
-            ("ssim", f"to {n}", f"SSIM of gradients, to {_brief(n)}", False) for n in data.subjects
+            ("ssim", f"to {n}", f"SSIM of gradients, to {short(n, 28)}", False)
+            for n in data.subjects
         ]
         rows[at:at] = new
     for measure, key, label, share in rows:
@@ -144,8 +145,7 @@ def table(data: Diagnosis) -> Table:
     made.title_style = "bold"
     made.add_column("", no_wrap=True)
     for name in data.subjects:
-        # Names break at their hyphens; numbers never do.
-        made.add_column(escape(_brief(name)).replace("-", "-\u200b"), justify="right", min_width=7)
+        made.add_column(escape(stacked(_brief(name))), justify="right", min_width=7)
     before = ""
     for line in lines(data):
         if line.measure != before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "scaled",
     "sets",
     "short",
+    "stacked",
 ]
 
 COLORS = ("#2463a8", "#bf3a1d", "#1d7a70", "#94650a", "#7453a0", "#5d5a54")
@@ -61,6 +63,16 @@ def short(text: str, length: int = 34) -> str:
     text = plain(text.removeprefix("bundled:"))
     keep = length // 2 - 1
     return text if len(text) <= length else f"{text[:keep]}…{text[-keep:]}"
+
+
+def stacked(name: str, width: int = 14) -> str:
+    """A name on as many lines as it takes, broken behind hyphens, slashes and blanks."""
+    lines = [""]
+    for part in re.findall(r"[^-/ ]*[-/ ]?", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def percent(number: Number | float | None, digits: int = 0) -> str:
@@ -137,7 +149,15 @@ class Grid:
             axes.set_title(f"{short(name)}\n{note}", size=8.5, color=INK)
             if found.shape[0] < 2:
                 axes.set_aspect("auto")
-        bar = self.figure.colorbar(drawn, ax=list(self.axes[row]), shrink=0.82, aspect=18)
+        # Beside all rows, so that the panels of a column stay in line.
+        rows = len(self.axes)
+        bar = self.figure.colorbar(
+            drawn,
+            ax=list(self.axes.flat),
+            shrink=0.82 / rows,
+            aspect=18,
+            anchor=(0, 1 - (row + 0.14) / rows),
+        )
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, labelsize=8, labelcolor=SOFT)
         bar.set_label(label, size=8.5, color=SOFT)

@@ -27,6 +27,7 @@ from feint.reports.diagnostics_drawing import (
     scaled,
     sets,
     short,
+    stacked,
 )
 from feint.reports.figures import INK, RULE, SOFT
 
@@ -59,7 +60,7 @@ def _overlap(data: Diagnosis, _: Sequence[str]) -> Figure:
     found = _found(data, "overlap")
     p = data.options.share
     seen = _range(found, "connected_in_top")
-    title = f"Gradient overlap Ω: the top {p:.0%} of the pixels hold {seen} of C{_cut(data)}"
+    title = f"Gradient overlap Ω: the top {percent(p)} of the pixels hold {seen} of C{_cut(data)}"
     grid = Grid(title, data.subjects, 2)
     notes = [f"{percent(m.numbers['share_on_connected'])} of Ω on C" for m in found]
     grid.maps(0, [middle(a) for a in arrays(found, "omega")], notes, "Ω / max Ω", top=1.0)
@@ -291,7 +292,7 @@ def _ssim(data: Diagnosis, _: Sequence[str]) -> Figure:
         axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, size=9)
     axes.axvline(count - 0.5, color="white", linewidth=4)
     names = [short(n, 26) for n in data.subjects]
-    columns = [_broken(n) for n in names]
+    columns = [stacked(n) for n in names]
     axes.set_xticks(range(count + 1), [*columns, "itself, for\nanother label"])
     axes.set_yticks(range(count), names)
     axes.xaxis.tick_top()
@@ -300,14 +301,6 @@ def _ssim(data: Diagnosis, _: Sequence[str]) -> Figure:
     bar.ax.tick_params(length=0, labelsize=8, labelcolor=SOFT)
     bar.set_label("SSIM", size=8.5, color=SOFT)
     return drawing
-
-
-def _broken(name: str) -> str:
-    """A name on two lines."""
-    if len(name) <= 13:
-        return name
-    cut = name.rfind("-", 0, len(name) - 2) + 1
-    return f"{name[:cut]}\n{name[cut:]}" if cut > 0 else name
 
 
 def _rank(data: Diagnosis, _: Sequence[str]) -> Figure:
