@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from feint.core.errors import ConfigError, FeintError, RangeError
 from feint.evaluation.attackers import parse_attack
 from feint.recipes.plans import plan, story
-from feint.store import DataSpec
+from feint.store import DataSpec, RunSpec
 
 DATA = DataSpec(samples=10)
 
@@ -69,3 +71,69 @@ def test_plan_expands_scenarios_rules_and_budgets() -> None:
 def test_plan_refuses(options: dict[str, object], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         plan("net.py:f", data=DATA, **options)  # type: ignore[arg-type]
+
+
+# --- the ladder ----------------------------------------------------------------------------------
+
+LADDER = [
+    "none",
+    "gray-box",
+    "removal",
+    "transfer",
+    "decision",
+    "score",
+    "semi-brute-force",
+    "white-box",
+    "adaptive",
+]
+
+
+def ladder(**options: Any) -> RunSpec:
+    given = {"data": DATA, "defense": "fd + rdg", "scenarios": "all", **options}
+    return plan("bundled:cifar10-resnet20-ace100", **given)
+
+
+def test_all_is_every_rung() -> None:
+    spec = ladder()
+    assert list(dict.fromkeys(c.scenario for c in spec.cells if c.defense != "none")) == LADDER
+    assert len(spec.cells) == len(set(spec.cells))
+    assert {c.source for c in spec.cells if c.scenario == "transfer"} == {
+        "bundled:cifar10-resnet20"
+    }
+    white = {(c.backward, c.attack) for c in spec.cells if c.scenario == "white-box"}
+    assert ("aligned + default", "pgd") in white  # BPDA and EOT
+    assert ("default", "pgd(gradient=eot(1))") in white  # BPDA alone
+    assert not any(c.backward != "default" for c in spec.cells if c.scenario == "gray-box")
+
+
+def test_all_without_a_source_leaves_transfer_out() -> None:
+    spec = plan("net.py:f", data=DATA, defense="rdg", scenarios="all")
+    assert "transfer" not in {c.scenario for c in spec.cells}
+    several = plan("net.py:f", data=DATA, defense="rdg", scenarios="all", source="a.py:f, b.py:f")
+    assert {c.source for c in several.cells} == {"", "a.py:f", "b.py:f"}
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("l1", 12.0), ("l0", 8.0)])
+def test_all_in_every_norm(norm: str, eps: float) -> None:
+    """Rungs for which no attack has the norm are left out; no cell has an attack without it."""
+    spec = ladder(norm=norm, eps=eps)
+    names = {c.scenario for c in spec.cells}
+    assert names == set(LADDER) - (set() if norm == "l2" else {"decision"})
+    for cell in spec.cells:
+        if cell.attack != "none":
+            assert norm in parse_attack(cell.attack).info.norms
+
+
+def test_an_rms_budget_is_s1s_l2() -> None:
+    """Oracle: 0.05·√(3·32·32) for CIFAR's images."""
+    spec = ladder(norm="rms", eps=0.05, curve=(0.1,))
+    assert {c.norm for c in spec.cells} == {"l2"}
+    unit = (3 * 32 * 32) ** 0.5
+    assert sorted({c.eps for c in spec.cells}) == pytest.approx([0.05 * unit, 0.1 * unit])
+
+
+def test_budgets_of_the_ladder() -> None:
+    texts = {c.attack for c in ladder(queries=400, steps=7, rounds=9).cells}
+    assert "square(queries=100, draws=4)" in texts
+    assert "pgd(steps=9, random_start=False)" in texts
+    assert "apgd(steps=7)" in texts

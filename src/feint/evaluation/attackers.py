@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import feint.attacks  # noqa: F401  (registers every attack)
+from feint.attacks._ascent import Trace
 from feint.core import random, spec
 from feint.core.errors import ConfigError, ModelError, RangeError, UnknownNameError
 from feint.core.gradients import GradientEstimator, backprop, eot, is_stochastic, nes, spsa
 from feint.core.registry import ATTACKS, AttackInfo
 from feint.defenses.base import View
+from feint.evaluation.choose import Shortlist
 from feint.evaluation.recorder import Recorder, counted
 from feint.evaluation.semi_brute_force import round_by_round
 
@@ -129,6 +131,8 @@ class Attacker:
             whether the attacker has won (semi-brute force).
         asks: What the attacker may ask of the view: `"score"` refuses gradients, `"decision"`
             scores, too.
+        choose: Whether the example is chosen among the attack's best points by their success on
+            fresh draws (`feint.evaluation.choose`), rather than by the step that saw it.
 
     Raises:
         ConfigError: If the attack does not support the norm, wants another norm or goal than the
@@ -144,6 +148,7 @@ class Attacker:
     transferred: bool = False
     part: nn.Module | None = None
     asks: str = "anything"
+    choose: bool = False
 
     @property
     def _followed(self) -> nn.Module:
@@ -277,9 +282,16 @@ class Attacker:
                 pick = slice(start, start + batch_size)
                 recorder = Recorder(y[pick], self.targeted, passes)
                 extra: dict[str, Any] = {"seed": attack_keys[pick]}
-                if "trace" in self.attack.info.parameters:
-                    extra["trace"] = recorder
+                traced = "trace" in self.attack.info.parameters
+                seen: Trace = recorder
+                if traced and self.choose:
+                    listed = Shortlist(x[pick], y[pick], self.targeted, self.norm, self.eps)
+                    seen = _both(recorder, listed)
+                if traced:
+                    extra["trace"] = seen
                 found = self.attack.info.component(self.view, x[pick], y[pick], **settings, **extra)
+                if traced and self.choose:
+                    found = listed.pick(self.view, found, attack_keys[pick])
                 parts.append(self._whole(found, x[pick]))
                 notes.append(recorder.summary() | recorder.effort())
         none = Recorder(y[:0], self.targeted)
@@ -301,6 +313,16 @@ class Attacker:
         if bool(found.isnan().any()):
             raise ModelError(f"attack {self.attack.text!r} returned NaN")
         return found
+
+
+def _both(first: Trace, second: Trace) -> Trace:
+    """A trace that tells two."""
+
+    def trace(step: int, x_adv: Tensor, logits: Tensor, loss: Tensor, active: Tensor) -> None:
+        first(step, x_adv, logits, loss, active)
+        second(step, x_adv, logits, loss, active)
+
+    return trace
 
 
 def _inner(attack: ParsedAttack) -> list[ParsedAttack]:

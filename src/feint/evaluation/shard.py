@@ -18,6 +18,7 @@ from feint.core.quantise import quantise
 from feint.defenses.base import Defense
 from feint.evaluation.attackers import Attacked, Attacker, parse_attack
 from feint.evaluation.cell import Cell, fingerprint
+from feint.evaluation.choose import DRAWS, KEPT
 from feint.evaluation.judge import VOTES, Judgement, judge
 from feint.evaluation.metrics import distances
 from feint.evaluation.pipeline import Pipeline
@@ -155,7 +156,10 @@ class Subject:
                 "defense": fingerprint(self.defense) + self.versions,
                 "source": fingerprint(self.source) + self.code.get("source", ""),
             }
-        return {**self._prints, "data": data, "attack": _attack_context(cell)}
+        attack = _attack_context(cell)
+        if self._chooses(cell):
+            attack += f", chosen of {KEPT} on {DRAWS} draws"
+        return {**self._prints, "data": data, "attack": attack}
 
     def pipeline(self, cell: Cell) -> Pipeline:
         """The deployed classifier."""
@@ -215,7 +219,13 @@ class Subject:
             transferred=scenario.transferred,
             part=self._parts() if scenario.attacked == "parts" else None,
             asks=scenario.asks,
+            choose=self._chooses(cell),
         )
+
+    def _chooses(self, cell: Cell) -> bool:
+        """Whether examples are chosen by their success on fresh draws: adaptive, and random."""
+        traced = cell.attack != "none" and "trace" in parse_attack(cell.attack).info.parameters
+        return cell.scenario == "adaptive" and traced and self.pipeline(cell).stochastic
 
     def _parts(self) -> Pipeline:
         """The model behind those parts of the defense that are differentiable."""
