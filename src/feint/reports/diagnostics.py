@@ -23,7 +23,7 @@ from rich.table import Table
 
 from feint.diagnostics import MEASURES, Diagnosis, Number
 from feint.reports.diagnostics_captions import caption
-from feint.reports.diagnostics_drawing import number, percent, short, stacked
+from feint.reports.diagnostics_drawing import brief, number, percent, short, stacked
 from feint.reports.diagnostics_figures import figure
 from feint.reports.figures import save
 from feint.store.files import write_atomic
@@ -105,10 +105,6 @@ def lines(data: Diagnosis) -> list[Line]:
     return found
 
 
-def _brief(name: str) -> str:
-    return name.removeprefix("bundled:")
-
-
 def _interval(found: Number | None, share: bool) -> str:
     if found is None or found.n is None:
         return ""
@@ -126,15 +122,15 @@ def headline(data: Diagnosis) -> str:
         shares = {n: by[n].numbers["share_on_connected"].value or 0.0 for n in data.subjects}
         c = float(np.mean(by[data.subjects[0]].arrays["connected"]))
         most = max(shares, key=lambda n: shares[n])
-        said = f"{percent(shares[most])} of the gradient of {_brief(most)} lies on {percent(c)} "
+        said = f"{percent(shares[most])} of the gradient of {brief(most)} lies on {percent(c)} "
         rest = [n for n in data.subjects if n != most]
         if rest:
             least = min(rest, key=lambda n: shares[n])
-            return f"{said}of the pixels; of {_brief(least)} it is {percent(shares[least])}"
+            return f"{said}of the pixels; of {brief(least)} it is {percent(shares[least])}"
         return f"{said}of the pixels"
     if "overlap" in data.results:
         by = data.results["overlap"]
-        told = [f"{_brief(n)} {percent(by[n].numbers['connected_in_top'])}" for n in data.subjects]
+        told = [f"{brief(n)} {percent(by[n].numbers['connected_in_top'])}" for n in data.subjects]
         return f"Share of C in G({data.options.share:g}): " + ", ".join(told)
     return f"{len(data.results)} measures of {len(data.subjects)} models"
 
@@ -145,7 +141,7 @@ def table(data: Diagnosis) -> Table:
     made.title_style = "bold"
     made.add_column("", no_wrap=True)
     for name in data.subjects:
-        made.add_column(escape(stacked(_brief(name))), justify="right", min_width=7)
+        made.add_column(escape(stacked(brief(name))), justify="right", min_width=7)
     before = ""
     for line in lines(data):
         if line.measure != before:
@@ -161,7 +157,7 @@ def slugs(data: Diagnosis) -> dict[str, str]:
     """A name for every subject that is good in files and archives, each another one."""
     found: dict[str, str] = {}
     for name in data.subjects:
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", _brief(name)).strip("-")[-48:].strip("-") or "model"
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", brief(name)).strip("-")[-48:].strip("-") or "model"
         while slug in found.values():
             slug += "_"
         found[name] = slug
@@ -262,7 +258,7 @@ def _page(
         notes=notes,
         shown=shown,
         lines=lines(data),
-        brief=_brief,
+        brief=brief,
         headline=headline(data),
         measures=MEASURES,
         caption=caption,

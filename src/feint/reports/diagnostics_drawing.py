@@ -22,6 +22,7 @@ __all__ = [
     "Grid",
     "arrays",
     "bare",
+    "brief",
     "canvas",
     "middle",
     "number",
@@ -58,9 +59,14 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def brief(text: str) -> str:
+    """A model's spec without its kind and without folders."""
+    return re.sub(r"\S*/", "", text).removeprefix("bundled:")
+
+
 def short(text: str, length: int = 34) -> str:
-    """A name that fits above a map: the kind of spec goes, then its middle."""
-    text = plain(text.removeprefix("bundled:"))
+    """A name that fits above a map: the kind of spec and folders go, then its middle."""
+    text = plain(brief(text))
     keep = length // 2 - 1
     return text if len(text) <= length else f"{text[:keep]}…{text[-keep:]}"
 
@@ -111,7 +117,7 @@ class Grid:
 
     def __init__(self, title: str, names: Sequence[str], rows: int, size: float = 2.35) -> None:
         self.names = names
-        width = max(6.4, size * len(names) + 1.1)
+        width = max(5.2, size * len(names) + 1.1)
         self.figure = canvas(width, 0.7 + rows * (size + 0.2))
         self.figure.suptitle(title, size=11, weight="bold", color=INK, wrap=True)
         self.axes = self.figure.subplots(rows, len(names), squeeze=False)

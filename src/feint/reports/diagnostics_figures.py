@@ -138,7 +138,7 @@ def _p_attack(data: Diagnosis, _: Sequence[str]) -> Figure:
     grid = Grid(title, data.subjects, 1)
     notes = [
         f"on C {percent(m.numbers['on_connected'], 1)}, off C "
-        f"{percent(m.numbers['off_connected'], 1)}, {n} images"
+        f"{percent(m.numbers['off_connected'], 1)}\n{n} images"
         for m, n in zip(found, counted, strict=True)
     ]
     maps = [_window(100 * a) for a in arrays(found, "rate")]
@@ -162,7 +162,7 @@ def _perturbation(data: Diagnosis, _: Sequence[str]) -> Figure:
     title = f"Attacks put {seen} of their perturbation on C{_cut(data)}"
     grid = Grid(title, data.subjects, 1)
     notes = [
-        f"{percent(m.numbers['share_on_connected'])} of Σ|δ| on C, accuracy "
+        f"{percent(m.numbers['share_on_connected'])} of Σ|δ| on C\naccuracy "
         f"{percent(m.numbers['clean_accuracy'])} → {percent(m.numbers['accuracy'])}"
         for m in found
     ]
