@@ -3,10 +3,14 @@
 from feint.attacks.apgd import apgd
 from feint.attacks.autoattack import autoattack
 from feint.attacks.bim import bim
+from feint.attacks.carlini_wagner import carlini_wagner
+from feint.attacks.ddn import ddn
 from feint.attacks.deepfool import deepfool
+from feint.attacks.ead import ead
 from feint.attacks.fab import fab
 from feint.attacks.feature_bpda import feature_bpda
 from feint.attacks.fgsm import fgsm
+from feint.attacks.fmn import fmn
 from feint.attacks.hopskipjump import hopskipjump
 from feint.attacks.jsma import jsma
 from feint.attacks.lbfgs import lbfgs
@@ -24,10 +28,14 @@ __all__ = [
     "apgd",
     "autoattack",
     "bim",
+    "carlini_wagner",
+    "ddn",
     "deepfool",
+    "ead",
     "fab",
     "feature_bpda",
     "fgsm",
+    "fmn",
     "hopskipjump",
     "jsma",
     "lbfgs",

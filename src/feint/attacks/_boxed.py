@@ -5,13 +5,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["l1_ball_in_box", "step_to_hyperplane"]
+__all__ = ["ball_in_box", "l1_ball_in_box", "movable", "step_to_hyperplane"]
 
 _ROUNDS = 12
 """Newton steps; each one that changes nothing is the last (few values reach the box at once)."""
 
 
-def l1_ball_in_box(delta: Tensor, x: Tensor, radius: float) -> Tensor:
+def movable(slope: Tensor, point: Tensor) -> Tensor:
+    """`slope`, without the values at an end of the box that it would push out."""
+    stuck = ((point >= 1) & (slope > 0)) | ((point <= 0) & (slope < 0))
+    return slope.masked_fill(stuck, 0)
+
+
+def ball_in_box(delta: Tensor, x: Tensor, norm: str, radius: Tensor) -> Tensor:
+    r"""The nearest δ (in l2) to `delta` with \|δ\| ≤ radius and x + δ in [0, 1].
+
+    l2: δ_i = sign(v_i)·min(s·\|v_i\|, room_i), s ≤ 1 by Newton's method from below.
+
+    Args:
+        delta: v, (B, …).
+        x: (B, …), in [0, 1].
+        norm: `"linf"`, `"l2"` or `"l1"`.
+        radius: Radius of each sample's ball, (B,).
+    """
+    if norm == "l1":
+        return l1_ball_in_box(delta, x, radius)
+    wide = radius.view(-1, *[1] * (delta.ndim - 1)).to(delta.dtype)
+    if norm == "linf":
+        delta = torch.clamp(delta, -wide, wide)
+        return torch.minimum(torch.maximum(delta, -x), 1 - x)
+    tiny = torch.finfo(delta.dtype).tiny
+    flat, start = delta.flatten(1), x.flatten(1)
+    room, size = torch.where(flat > 0, 1 - start, start), flat.abs()
+    # Squared, the norm is a sum that is linear in s² until a value meets the box.
+    corner = (room / size.clamp_min(tiny)).square()
+    need = wide.flatten(1).square()
+    scale = _level(size.square(), corner, room, need, room).clamp_max(1).sqrt()
+    return (torch.minimum(scale * size, room) * flat.sign()).view_as(delta)
+
+
+def l1_ball_in_box(delta: Tensor, x: Tensor, radius: float | Tensor) -> Tensor:
     r"""The nearest δ (in l2) to `delta` with \|δ\|₁ ≤ radius and x + δ in [0, 1].
 
     δ_i = sign(v_i)·min(max(\|v_i\| − λ, 0), room_i), room_i the way to the end of the box. The
@@ -20,12 +53,14 @@ def l1_ball_in_box(delta: Tensor, x: Tensor, radius: float) -> Tensor:
     Args:
         delta: v, (B, …).
         x: (B, …), in [0, 1].
-        radius: Radius of the ball.
+        radius: Radius of the ball, or of each sample's, (B,).
 
     References:
         Croce, Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers",
         ICML 2021, Proposition 2.1.
     """
+    if isinstance(radius, Tensor):
+        radius = radius.double()[:, None]
     value = delta.flatten(1).double()
     room = torch.where(delta > 0, 1 - x, x).flatten(1).double()
     size = value.abs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -37,6 +38,7 @@ __all__ = [
     "goal_margin",
 ]
 
+_LOG = logging.getLogger(__name__)
 CONFIRMATIONS = 3
 """Estimates with fresh draws that a point found on a random model must fool, all of them."""
 LENGTHS, GROWTH = 8, 1.3
@@ -243,6 +245,8 @@ class Search:
     def check_logits(self, logits: Tensor) -> None:
         """Look at the first logits' values once: two classes, labels among them, no NaN.
 
+        Probabilities are taken as they are, with a warning.
+
         Raises:
             ModelError, RangeError: If not.
         """
@@ -253,6 +257,12 @@ class Search:
         check_labels(self.y, len(self.y), logits.shape[-1])
         if bool(logits.isnan().any()):
             raise ModelError("the model gives NaN logits for valid images; check its weights")
+        whole = (logits >= 0) & ((logits.sum(-1, keepdim=True) - 1).abs() < 1e-3)
+        if logits.numel() and bool(whole.all()):
+            _LOG.warning(
+                "each image's outputs add up to 1, as those of a softmax do, which hides "
+                "gradients: give the logits before it"
+            )
 
     def note(
         self, point: Tensor, rows: Tensor, logits: Tensor, loss: Tensor, gradient: Tensor

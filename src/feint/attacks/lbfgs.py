@@ -94,6 +94,7 @@ def lbfgs(
 
     Args:
         model: Maps images in [0, 1] to logits (B, K); with `keys=` if it is stochastic.
+            Probabilities are taken as if they were logits, with a logged warning.
         x: Images, (B, C, H, W), in [0, 1].
         y: True labels (B,), or targets if `targeted`, as in the paper.
         preset: `"qiu"` (cleverhans as S1 called it): targeted, 4 rounds. Keywords that are given
