@@ -61,7 +61,7 @@ def deepfool(
     steps: int = 50,
     overshoot: float = 0.02,
     classes: Literal["all"] | int = "all",
-    follow: int = 2,
+    follow: int = 1,
     refine: int = 1,
     targeted: bool = False,
     gradient: GradientEstimator | None = None,
@@ -73,14 +73,14 @@ def deepfool(
     r"""DeepFool: step to the nearest boundary of the linearised model until it is crossed.
 
     At every step each rival class k has a linearised boundary at distance (z_y − z_k) / ‖∇(z_k −
-    z_y)‖ (dual norm); the step goes to the nearest one. Values at an end of the box that would
-    have to leave it are not part of the step, so that it is not lost to clipping.
+    z_y)‖ (dual norm); the step goes to the nearest one and is clipped to the box.
 
     Convention:
         Images are float RGB, NCHW, in [0, 1].
 
     Args:
         model: Maps images in [0, 1] to logits (B, K); with `keys=` if it is stochastic.
+            Probabilities are taken as if they were logits, with a logged warning.
         x: Images, (B, C, H, W), in [0, 1].
         y: True labels (B,), or targets if `targeted`.
         preset: `"original"` (the authors' code) and `"qiu"` (cleverhans as S1 called it): the ten
@@ -91,7 +91,8 @@ def deepfool(
         overshoot: Share of each step by which it goes beyond the linearised boundary.
         classes: `"all"`, or only so many of the likeliest classes at `x`, the label's included.
         follow: After the first step only the so many nearest rivals are looked at. On CIFAR-10
-            the nearest one never changed (64 images of a ResNet-20).
+            the mean distance was that of all of them on a ResNet-20, and 0.1 % less on an
+            adversarially trained one (48 images each).
         refine: Forward passes that move the point found back along the line to `x`, to where the
             margin is about to vanish; none on a random model.
         targeted: Step to the boundary of the class `y` instead, against its strongest rival.
@@ -241,8 +242,6 @@ def _nearest(search: Search, state: _State, found: _Found, hit: Tensor, step: in
             keys = search.keys_for(rows, "step", step)
             search.check_gradient(found.logits, raw, point, keys)
         slope, gap = search.clean(raw, rows), found.gaps[:, j]
-        uphill = slope * column(-gap.sign(), slope)
-        slope = slope.masked_fill(((point >= 1) & (uphill > 0)) | ((point <= 0) & (uphill < 0)), 0)
         size = norm_of(slope, "l2" if search.norm == "l2" else "l1")
         away = gap.abs() / size
         score = torch.where(hit, -gap, away)
