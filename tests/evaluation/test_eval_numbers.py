@@ -139,6 +139,23 @@ def test_effort_counts_rows_of_restarts_together() -> None:
     assert (found.rows["gradients"] == 2 * 3).all()
 
 
+@pytest.mark.parametrize("attack", ["hopskipjump(steps=3, probes=20)", "deepfool(steps=20)"])
+def test_only_successes_within_the_budget_count(attack: str) -> None:
+    """Oracle: the distance to the boundary in closed form: what lies beyond cannot be broken, and
+    what the attack gave back within the budget was."""
+    _, found = run(attack, eps=0.06)
+    x = images(20)
+    far = LinearModel().distance(x, predicted(LinearModel(), x), "linf").numpy() > 0.06
+    assert far.any()
+    assert not found.fell[far].any()
+    assert (found.fell == (found.rows["correct"] == 0)).all()
+    assert found.luck == pytest.approx(0)
+    most = effort_curve(found, "queries")
+    assert (most[-1][1].value if most else 0.0) == pytest.approx(found.fell.mean())
+    longest = found.rows["queries"][~found.fell]
+    assert (found.rows["queries"][found.fell] < longest.max()).all()
+
+
 # --- pairs ---------------------------------------------------------------------------------------
 
 

@@ -280,7 +280,9 @@ class Attacker:
         with counted(*attacked) as passes:
             for start in range(0, len(x), batch_size):
                 pick = slice(start, start + batch_size)
-                recorder = Recorder(y[pick], self.targeted, passes)
+                beyond = self.attack.info.goal == "minimal"
+                within = (x[pick], self.norm, self.eps) if beyond else None
+                recorder = Recorder(y[pick], self.targeted, passes, within)
                 extra: dict[str, Any] = {"seed": attack_keys[pick]}
                 traced = "trace" in self.attack.info.parameters
                 seen: Trace = recorder

@@ -80,6 +80,8 @@ def effort_curve(
 ) -> list[tuple[float, Rate]]:
     """Share of samples at which the attacker saw a success, against what he had spent on each.
 
+    Only successes within the budget count, of attacks that look beyond it, too.
+
     Args:
         result: A cell with a traced attack.
         unit: `"rounds"`, `"queries"` or `"gradients"`.
@@ -108,7 +110,7 @@ def effort_curve(
             f"{cell.scenario} {cell.attack}: its {unit} were not recorded (no attack, one without "
             "a trace, or a run of an earlier version); run it again"
         )
-    fell = result.rows["first_hit"] >= 0
+    fell = result.fell
     return fallen_by(time, fell & _held(result) if verified else fell, at)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from feint.core.losses import adversarial
+from feint.core.norms import distance
 
 __all__ = ["Passes", "Recorder", "counted"]
 
@@ -27,11 +28,14 @@ class Recorder:
         targeted: Whether they are targets.
         passes: Counts what goes through the attacked model. What passed between two calls is shared
             out evenly among the rows of the second: all rows of a step cost the same.
+        within: Clean images, norm and budget, for an attack that evaluates points beyond the
+            budget: effort then goes on to the first success within it.
     """
 
     y: Tensor
     targeted: bool
     passes: Passes | None = None
+    within: tuple[Tensor, str, float] | None = None
     steps: list[int] = field(default_factory=list)
     hits: list[Tensor] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
@@ -54,7 +58,11 @@ class Recorder:
         self.hits.append(adversarial(wide, self.y[active], self.targeted).any(1))
         self.losses.append(loss.detach().double())
         self.active.append(active)
-        self._count(step, active, self.hits[-1])
+        hit = self.hits[-1]
+        if self.within is not None:
+            x, norm, eps = self.within
+            hit = hit & (distance(x_adv, x[active], norm) <= eps)
+        self._count(step, active, hit)
 
     def _count(self, step: int, active: Tensor, hit: Tensor) -> None:
         """Add what this call cost to the samples that had not fallen before it."""

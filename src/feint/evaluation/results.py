@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from feint.core.errors import ConfigError, RangeError
+from feint.evaluation.attackers import parse_attack
 from feint.evaluation.cell import Cell
 from feint.evaluation.judge import VOTES
 from feint.evaluation.metrics import Rate, rate, worst_case_both
@@ -117,7 +118,18 @@ class CellResult:
         """
         if self.cell.attack == "none" or np.isnan(self.rows.get("late_gain", np.nan)).any():
             return None
-        return rate((self.rows["first_hit"] >= 0).astype(float))
+        return rate(self.fell.astype(float))
+
+    @property
+    def fell(self) -> NDArray[np.bool_]:
+        """(N,) whether the attacker saw a success within the budget, on a draw of his own.
+
+        A minimal-norm attack looks beyond the budget, too; what it found there was given back.
+        """
+        seen = self.rows["first_hit"]
+        if parse_attack(self.cell.attack).info.goal == "minimal":
+            return np.asarray(~self.rows["unchanged"].astype(bool) | (seen == 0))
+        return np.asarray(seen >= 0)
 
     @property
     def luck(self) -> float | None:
