@@ -29,6 +29,13 @@ class TestSPSA(AttackContract):
         monkeypatch.setattr(type(self), "kwargs", near)
         super().test_an_early_success_is_not_lost(norm)
 
+    def test_pixels_at_the_ends_move_inwards(
+        self, norm: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Oracle: closed form, as for every attack; with probes enough for the sign of each slope.
+        monkeypatch.setattr(type(self), "kwargs", {**self.kwargs, "samples": 200})
+        super().test_pixels_at_the_ends_move_inwards(norm)
+
 
 @pytest.mark.parametrize("estimator", ["spsa", "nes"])
 @pytest.mark.parametrize("optimizer", ["adam", "steepest"])

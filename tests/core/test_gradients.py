@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from feint.core import random
 from feint.core.errors import GradientError, ModelError, RangeError
 from feint.core.gradients import (
+    _signs,
     backprop,
     call,
     comfortable,
@@ -55,6 +57,17 @@ def slope(model: LinearModel) -> Tensor:
 
 def zeros(count: int) -> Tensor:
     return torch.zeros(count, dtype=torch.int64)
+
+
+def test_signs_are_the_bits_of_the_words() -> None:
+    # Oracle: numpy's unpacking of the same words; and their mean over many keys.
+    keys = random.keys(4, 500)
+    signs = _signs(keys, torch.Size((5, 3, 5)), torch.float64)
+    words = random.words(keys, 3).numpy().astype("<u4")
+    bits = np.unpackbits(words.view("u1"), bitorder="little").reshape(500, -1)[:, :75]
+    assert np.array_equal(signs.flatten(1).numpy(), 1 - 2.0 * bits)
+    assert float(signs.mean(0).abs().max()) < 4.5 / 500**0.5
+    assert _signs(keys.view(5, 100), torch.Size((2,)), torch.float32).shape == (5, 100, 2)
 
 
 # --- backprop -------------------------------------------------------------------------------------

@@ -23,14 +23,18 @@ __all__ = ["hopskipjump"]
 _NORMS = ("l2", "linf")
 _HALVINGS = 10
 """Step lengths that are tried at once, each half of the one before."""
-_BLOCK = 16
-"""Directions in memory at a time when they are summed, per sample."""
+_BLOCK = 32
+"""Directions in memory at a time, per sample."""
 _FIRST = 8
 """Starts that are tried at once before all the others are."""
 
 
 @attack(
-    goal="minimal", knowledge="decision", norms=_NORMS, paper="Chen et al., 2020, arXiv:1904.02144"
+    goal="minimal",
+    knowledge="decision",
+    norms=_NORMS,
+    paper="Chen et al., 2020, arXiv:1904.02144",
+    version=2,
 )
 def hopskipjump(
     model: Model,
@@ -215,34 +219,37 @@ class _Walk:
 
     def direction(self, point: Tensor, rows: Tensor, width: Tensor, count: int, t: int) -> Tensor:
         """Sum of random directions, weighted by the votes of the images there."""
-        best, shape, dtype = self.best, point.shape[1:], point.dtype
+        # Blocks of a fixed size, so that the order of the sums hangs on no batch.
+        groups = torch.arange(len(rows), device=rows.device).split(max(1, self.chunk // _BLOCK))
+        parts = [self._direction(point[g], rows[g], width[g], count, t) for g in groups]
+        self.number += -(-count // _BLOCK)
+        return torch.cat(parts)
+
+    def _direction(self, point: Tensor, rows: Tensor, width: Tensor, count: int, t: int) -> Tensor:
+        best, shape = self.best, point.shape[1:]
         number = torch.arange(count, device=rows.device)
         keys = random.fold(best.keys[rows], "probes", t, number)  # (R, count)
-
-        def drawn(flat: Tensor) -> Tensor:
-            row = flat // count
-            each = keys[row, flat % count]
+        wide = width.view(-1, 1, *[1] * len(shape))
+        voted, summed, votes = torch.zeros_like(point), torch.zeros_like(point), []
+        for turn, block in enumerate(keys.split(_BLOCK, dim=1), start=self.number):
             if best.norm == "l2":
-                noise = random.normal(each, shape, dtype)
+                noise = random.normal(block, shape, point.dtype)
             else:
-                noise = random.uniform(each, shape, -1.0, 1.0).to(dtype)
+                noise = random.uniform(block, shape, -1.0, 1.0).to(point.dtype)
             if best.mask is not None:
-                noise = noise * best.mask[rows[row]]
-            noise = steepest_ascent(noise, "l2")
-            return (point[row] + column(width[row], noise) * noise).clamp(0, 1)
-
-        vote = self.many(drawn, count, rows).to(dtype) * 2 - 1
-        mean = vote.mean(1, keepdim=True)
+                noise = noise * best.mask[rows][:, None]
+            noise = steepest_ascent(noise.flatten(0, 1), "l2").view_as(noise)
+            probes = (point[:, None] + wide * noise).clamp_(0, 1)
+            flat = probes.flatten(0, 1)
+            _, hit = best.try_many(flat.__getitem__, block.shape[1], rows, turn, self.chunk)
+            vote = hit.to(point.dtype) * 2 - 1
+            moved = (probes - point[:, None]) / wide
+            summed += moved.sum(1)
+            voted += (moved * vote.view(*vote.shape, *[1] * len(shape))).sum(1)
+            votes.append(vote)
+        mean = torch.cat(votes, 1).mean(1)
         # Where all votes agree there is nothing to compare, and their sum is the direction.
-        weight = torch.where(mean.abs() == 1, vote, vote - mean)
-        total = torch.zeros_like(point)
-        first = torch.arange(len(rows), device=rows.device)[:, None] * count
-        # Drawn again in blocks of a fixed size, so that the order of the sum hangs on no batch.
-        for part in number.split(_BLOCK):
-            moved = drawn((first + part).flatten()).unflatten(0, (len(rows), len(part)))
-            moved = (moved - point[:, None]) / width.view(-1, 1, *[1] * len(shape))
-            total += (moved * weight[:, part].view(len(rows), -1, *[1] * len(shape))).sum(1)
-        return total
+        return voted - column(torch.where(mean.abs() == 1, 0.0, mean), point) * summed
 
     def jump(self, point: Tensor, rows: Tensor, unit: Tensor, length: Tensor) -> Tensor:
         """The longest of ten steps along `unit` that is adversarial; none if none is."""

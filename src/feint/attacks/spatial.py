@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from feint.attacks._ascent import Stop, Trace
@@ -30,6 +31,7 @@ _ROUND = 32
     knowledge="score",
     norms=_NORMS,
     paper="Engstrom et al., 2019, arXiv:1712.02779",
+    version=2,
     presets={
         # The eight neighbours of ACE's pixel shift, and what random shifts of it can undo.
         "ace": {"max_shift": 1.0, "shift_steps": 3, "max_angle": 0.0, "angle_steps": 1},
@@ -204,27 +206,24 @@ def _random(keys: Tensor, max_shift: float, max_angle: float, tries: int) -> Ten
 
 def _move(x: Tensor, move: Tensor, pad: str) -> Tensor:
     """Each image (N, C, H, W) shifted and rotated by its own (dx, dy, degrees), (N, 3)."""
-    _, channels, height, width = x.shape
-    down = torch.arange(height, dtype=torch.float64, device=x.device)[:, None]
-    right = torch.arange(width, dtype=torch.float64, device=x.device)[None]
-    mid_y, mid_x = (height - 1) / 2, (width - 1) / 2
-    dx, dy, degrees = move[:, :, None, None].unbind(1)
-    angle = degrees * (math.pi / 180)
-    cos, sin = angle.cos(), angle.sin()
-    v, u = down - mid_y - dy, right - mid_x - dx
-    at_x = cos * u - sin * v + mid_x
-    at_y = sin * u + cos * v + mid_y
-    left, top = at_x.floor(), at_y.floor()
-    flat = x.flatten(2)
-    out = torch.zeros_like(x)
-    for down_ in (0, 1):
-        for right_ in (0, 1):
-            row, column = top + down_, left + right_
-            weight = (1 - (at_y - row).abs()) * (1 - (at_x - column).abs())
-            if pad == "zero":
-                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-                weight = weight * inside
-            place = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-            index = place.long().flatten(1)[:, None].expand(-1, channels, -1)
-            out += weight[:, None].to(x.dtype) * flat.gather(2, index).view_as(x)
-    return out.clamp_(0, 1)  # the four weights sum to 1 but for their rounding
+    channels, height, width = x.shape[1:]
+    dx, dy, degrees = move.unbind(1)
+    cos, sin = (degrees * (math.pi / 180)).cos(), (degrees * (math.pi / 180)).sin()
+    # Where a pixel comes from, on a scale of −1 to 1 between the edges of each axis.
+    from_x = [cos, -sin * (height / width), (sin * dy - cos * dx) * (2 / width)]
+    from_y = [sin * (width / height), cos, -(sin * dx + cos * dy) * (2 / height)]
+    theta = torch.stack(from_x + from_y, 1).view(-1, 2, 3)
+    work = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    grid = F.affine_grid(theta.to(work), list(x.shape), align_corners=False)
+    border: Literal["zeros", "border"] = "zeros" if pad == "zero" else "border"
+    moved = F.grid_sample(x.to(work), grid, padding_mode=border, align_corners=False).to(x.dtype)
+    # Whole shifts are copied: the scale's rounding would mix in a trace of the neighbors.
+    whole = ((move == move.round()) & (degrees == 0)[:, None]).all(1)
+    row = torch.arange(height, device=x.device) - dy.round().long()[:, None]
+    column = torch.arange(width, device=x.device) - dx.round().long()[:, None]
+    place = row.clamp(0, height - 1)[:, :, None] * width + column.clamp(0, width - 1)[:, None]
+    copied = x.flatten(2).gather(2, place.flatten(1)[:, None].expand(-1, channels, -1)).view_as(x)
+    if pad == "zero":
+        off_y, off_x = (row < 0) | (row >= height), (column < 0) | (column >= width)
+        copied.masked_fill_((off_y[:, :, None] | off_x[:, None])[:, None], 0)
+    return torch.where(whole.view(-1, 1, 1, 1), copied, moved).clamp_(0, 1)

@@ -38,6 +38,7 @@ class _State(Rows):
     knowledge="score",
     norms=_NORMS,
     paper="Uesato et al., 2018, arXiv:1802.05666",
+    version=2,
     presets={
         # Ilyas et al. 2018: Gaussian directions, 50 pairs, momentum-free sign steps.
         "nes": {"estimator": "nes", "samples": 50, "sigma": 0.001, "optimizer": "steepest"},

@@ -7,16 +7,16 @@ logits alone. Any gradient attack takes any of them as its `gradient` argument.
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from feint.core import random
-from feint.core.errors import GradientError, ModelError, RangeError
+from feint.core.calls import Model, call, is_stochastic, takes_keys
+from feint.core.errors import GradientError, RangeError
 from feint.core.losses import Loss
 
 __all__ = [
@@ -39,9 +39,6 @@ __all__ = [
 
 COMFORTABLE, FEW = 200_000, 4
 """Input values per pass on a CPU (65 images of 32 px), and images that are never too many."""
-
-Model = Callable[..., Tensor]
-"""Anything that maps images (B, C, H, W) to logits (B, K); with `keys=` if it is stochastic."""
 
 
 class Estimate(NamedTuple):
@@ -85,45 +82,6 @@ class GradientEstimator(Protocol):
                 step and only evaluates it.
         """
         ...
-
-
-def is_stochastic(model: object) -> bool:
-    """What the model declares: its attribute `stochastic`, false if it has none."""
-    return bool(getattr(model, "stochastic", False))
-
-
-@lru_cache(maxsize=256)
-def _type_takes_keys(function: object) -> bool:
-    try:
-        return "keys" in inspect.signature(function).parameters  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-
-
-def takes_keys(model: Model) -> bool:
-    """Whether the model's forward has a parameter `keys`."""
-    target = type(model).forward if isinstance(model, nn.Module) else model
-    try:
-        return _type_takes_keys(target)
-    except TypeError:  # unhashable callable
-        return "keys" in inspect.signature(target).parameters
-
-
-def call(model: Model, x: Tensor, keys: Tensor | None = None) -> Tensor:
-    """Logits of `x`, with keys if the model takes them.
-
-    Raises:
-        ModelError: If the logits are not (B, K).
-    """
-    logits = model(x, keys=keys) if takes_keys(model) else model(x)
-    if isinstance(logits, Tensor) and logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(
-            f"the model gave {got} for a batch of {len(x)}; expected logits ({len(x)}, classes)"
-        )
-    return logits
 
 
 def comfortable(x: Tensor) -> int:
@@ -337,6 +295,17 @@ def eot(
     return estimate
 
 
+def _signs(keys: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Random signs (*keys.shape, *shape), one bit each."""
+    count = math.prod(shape)
+    words = random.words(keys, -(-count // 32))
+    words = (words - (words >> 31 << 32)).to(torch.int32)  # as signed numbers
+    bit = 1 << torch.arange(31, dtype=torch.int32, device=keys.device)
+    bit = torch.cat([bit, -2 * bit[-1:]])
+    negative = (words[..., None] & bit).ne(0).flatten(-2)[..., :count]
+    return (1 - 2 * negative.to(dtype)).reshape(*keys.shape, *shape)
+
+
 def _finite_differences(kind: str, samples: int, sigma: float, chunk: int) -> GradientEstimator:
     if samples < 1 or not sigma > 0:
         raise RangeError(f"{kind}: got samples={samples}, sigma={sigma}; expected ≥ 1 and > 0")
@@ -355,7 +324,7 @@ def _finite_differences(kind: str, samples: int, sigma: float, chunk: int) -> Gr
                 number = torch.arange(first, min(samples, first + per), device=x.device)
                 drawn = random.fold(keys, kind, 0, number)  # (B, n)
                 if kind == "spsa":
-                    step = (random.integers(drawn, 0, 2, x.shape[1:]) * 2 - 1).to(x.dtype)
+                    step = _signs(drawn, x.shape[1:], x.dtype)
                 else:
                     step = random.normal(drawn, x.shape[1:], x.dtype)
                 both = torch.stack([x[:, None] + sigma * step, x[:, None] - sigma * step])
