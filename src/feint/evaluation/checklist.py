@@ -340,7 +340,8 @@ CHECKS: dict[str, Check] = {
     "known-broken-controls": _check(
         "the same attack on a bundled classifier, bare and behind JPEG, bit depth and Rand, which "
         "must fall, and on an adversarially trained one, which must not",
-        "fail above 5 % (bare), 15 % (behind a defense), or below AutoAttack's figure",
+        "fail above 5 % (bare) or 15 % (behind a defense), or if more than two samples fall that "
+        "AutoAttack leaves",
         "C, F", 32, cost="costly",
     ),
     "rerun-agrees": _check(

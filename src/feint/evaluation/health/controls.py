@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from feint import data, defenses, models
 from feint.core.errors import FeintError
 from feint.evaluation.attackers import parse_attack
@@ -12,7 +15,7 @@ from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding, Status
 from feint.evaluation.health.case import strongest
 from feint.evaluation.health.words import attack_words
-from feint.evaluation.metrics import Rate, rate
+from feint.evaluation.metrics import rate
 from feint.evaluation.results import CellResult, by_deployment
 from feint.evaluation.shard import Batch, Subject, attack_shard, judge_shard
 
@@ -22,9 +25,11 @@ SAMPLES = 32
 """Bundled images that each control is attacked on."""
 BUDGETS = {"linf": 8 / 255, "l2": 1.0, "l1": 24.0}
 """Budgets that are large enough for an undefended CIFAR-10 classifier to fall."""
-AUTOATTACK = 0.5
-"""Share of these images that AutoAttack (standard, linf 8/255) leaves of the adversarially trained
-classifier."""
+AUTOATTACK: tuple[int, ...] = ()
+"""Places of the bundled images that AutoAttack leaves standing: `feint.attacks.autoattack`,
+standard, linf 8/255, seed 0, on the adversarially trained classifier."""
+MORE = 2
+"""Images of these that another attack may break without having broken its rules."""
 BARE, BEHIND = 0.05, 0.15
 """Accuracy that may be left of the bare model, and behind a defense that is known to be broken."""
 
@@ -70,7 +75,8 @@ def _known_broken(results: Sequence[CellResult], batch_size: int) -> Iterator[Fi
             yield _stand(replace(cell, norm="linf", eps=8 / 255), batch_size)
 
 
-def _left(cell: Cell, model: str, defense: str, batch_size: int) -> Rate:
+def _left(cell: Cell, model: str, defense: str, batch_size: int) -> NDArray[np.float64]:
+    """(N,) shares of the judge's draws that are right about each bundled image."""
     read = next(iter(data.load("bundled:cifar10", samples=SAMPLES).batches(SAMPLES)))
     batch = Batch(read.x, read.y, read.index)
     chain = None if defense == "none" else defenses.parse(defense)
@@ -78,7 +84,8 @@ def _left(cell: Cell, model: str, defense: str, batch_size: int) -> Rate:
     cell = replace(cell, model=model, defense=defense)
     made = attack_shard(cell, subject, batch, batch_size)
     rows = judge_shard(cell, subject, batch, made, batch_size)
-    return rate(rows["correct"] / rows["draws"], int(rows["draws"].max()))
+    shares: NDArray[np.float64] = rows["correct"] / rows["draws"]
+    return shares
 
 
 def _fall(cell: Cell, batch_size: int) -> Finding:
@@ -86,10 +93,12 @@ def _fall(cell: Cell, batch_size: int) -> Finding:
     for control in _MUST_FALL:
         name = "bare" if control.defense == "none" else control.defense
         try:
-            left = _left(cell, control.model, control.defense, batch_size)
+            shares = _left(cell, control.model, control.defense, batch_size)
         except FeintError as error:
             parts.append(f"{name}: refused ({error})")
             continue
+        random = bool(((shares > 0) & (shares < 1)).any())
+        left = rate(shares, cell.judge_draws if random else 1)
         bad |= left.value > control.most
         parts.append(f"{name} {left} (at most {100 * control.most:.0f} %)")
     status: Status = "fail" if bad else "pass"
@@ -105,15 +114,16 @@ def _stand(cell: Cell, batch_size: int) -> Finding:
     if cell.norm not in parse_attack(cell.attack).info.norms:
         return Finding(check, "pass", subject, f"{cell.attack} has no norm linf: 0 images tried")
     try:
-        left = _left(cell, _MUST_STAND, "none", batch_size)
+        shares = _left(cell, _MUST_STAND, "none", batch_size)
     except FeintError as error:
         return Finding(check, "warn", subject, f"refused: {error}")
+    broken = int((shares[list(AUTOATTACK)] <= 0.5).sum())
     evidence = (
-        f"the adversarially trained classifier keeps {left} of {SAMPLES} images at linf 8/255; "
-        f"AutoAttack leaves {100 * AUTOATTACK:.1f} % of the same (fail if its interval lies below: "
-        "the attack then breaks its rules)"
+        f"the adversarially trained classifier keeps {rate(shares)} of {SAMPLES} images at linf "
+        f"8/255; of the {len(AUTOATTACK)} that AutoAttack leaves, {broken} are broken (fail above "
+        f"{MORE}: the attack then breaks its rules)"
     )
-    return Finding(check, "fail" if left.high < AUTOATTACK else "pass", subject, evidence)
+    return Finding(check, "fail" if broken > MORE else "pass", subject, evidence)
 
 
 CONTROLS: dict[str, Callable[[Sequence[CellResult], int], Iterator[Finding]]] = {
