@@ -88,6 +88,18 @@ def torchattacks_(name: str, **kwargs: Any) -> Make:
     return make
 
 
+class InFloat32(nn.Module):
+    """A model that takes images of any type: ART's HopSkipJump asks about float64 ones."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's logits."""
+        return self.model(x.float())
+
+
 def art_(name: str, **kwargs: Any) -> Make:
     def make(model: nn.Module, budget: Budget) -> Run:
         from art.attacks import evasion
@@ -97,8 +109,8 @@ def art_(name: str, **kwargs: Any) -> Make:
             with torch.no_grad():
                 classes = model(x[:1]).shape[1]
             classifier = PyTorchClassifier(
-                model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, clip_values=(0, 1),
-                device_type="cpu",
+                InFloat32(model).eval(), nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes,
+                clip_values=(0, 1), device_type="cpu",
             )  # fmt: skip
             attack = getattr(evasion, name)(classifier, **with_budget(kwargs, budget))
             return torch.from_numpy(attack.generate(x.numpy(), y.numpy())).to(x.dtype)
@@ -306,7 +318,7 @@ CASES: dict[str, Case] = {
     "one_pixel": Case("l0", 32, {
         "feint": feint_("one_pixel", popsize=40, generations=10),
         "torchattacks": torchattacks_("OnePixel", popsize=40, steps=10),
-        "art": art_("PixelAttack", th=1, es=0, max_iter=10),
+        "art": art_("PixelAttack", th=1, es=1, max_iter=10),
     }, {"popsize": 8, "generations": 3}),
     "jsma": Case("l0", 8, {
         "feint": feint_("jsma"),

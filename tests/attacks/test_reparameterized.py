@@ -23,6 +23,27 @@ class TestReparameterized(AttackContract):
     attack = staticmethod(reparameterized)
     kwargs: ClassVar = {"steps": 5, "decoder": mirror, "encoder": mirror}
 
+    def test_bad_input_names_the_fix(self, bad: str) -> None:
+        if bad != "step_size in 0…255":  # latents need not be in [0, 1]: no step is too long
+            super().test_bad_input_names_the_fix(bad)
+
+
+def test_steps_are_in_the_units_of_the_latent() -> None:
+    # Oracle: a decoder of a hundred times the scale, and steps as much longer, bit by bit but for
+    # the rounding of its factor.
+    model = TinyConv()
+    x = images(3, (3, 6, 6), low=0.2, high=0.8).double()
+    y = predicted(model, x)
+    kwargs: dict[str, Any] = {"eps": 0.05, "steps": 4, "stop": "never"}
+    expected = reparameterized(
+        model, x, y, decoder=mirror, encoder=mirror, step_size=0.05, **kwargs
+    )
+    found = reparameterized(
+        model, x, y, decoder=lambda z: mirror(z) / 100, encoder=lambda x: 100 * mirror(x),
+        step_size=5.0, **kwargs,
+    )  # fmt: skip
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
 
 @pytest.mark.parametrize("stop", ["success", "never"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -151,7 +151,8 @@ def reparameterized(
         stop=stop,
         trace=trace,
     )
-    _check_walk(norm, steps, step_size, False, 1, "sign")
+    # Latents have a scale of their own, so that no step is too long.
+    _check_walk("latent", steps, step_size, False, 1, "sign")
     if len(x) == 0:
         return x.clone()
     if encoder is not None:
