@@ -23,7 +23,7 @@ from feint.core.errors import (
 )
 from feint.core.gradients import eot, spsa
 from feint.core.norms import distance
-from tests.contracts.attack_harness import AttackHarness, needs
+from tests.contracts.attack_harness import EPS, AttackHarness, needs
 from tests.tiny import (
     LinearModel,
     Round,
@@ -200,6 +200,47 @@ class OptionsContract(AttackHarness):
             model.bias[0] += 1e3
         x = images(4).double()
         assert torch.equal(self.run(model, x, predicted(model, x), norm), x)
+
+    # --- odd input, defined results ---------------------------------------------------------------
+
+    def test_probabilities_are_attacked_as_they_are(self, norm: str) -> None:
+        # Oracle: property. A softmax in place of logits is a model like any other: no error, a
+        # point within the bounds; what is adversarial for one is so for the other.
+        model = LinearModel(dtype=torch.float64)
+        soft = behind(model, nn.Softmax(1))
+        x = images(4).double()
+        y = predicted(model, x)
+        x_adv = self.run(soft, x, y, norm)
+        assert bool(((x_adv >= 0) & (x_adv <= 1)).all())
+        if "eps" in self.info.parameters:
+            assert bool((distance(x_adv, x, norm) <= EPS[norm]).all())
+        assert torch.equal(predicted(soft, x_adv), predicted(model, x_adv))
+
+    @needs("targeted")
+    def test_a_target_that_is_predicted_already_is_a_success(self, norm: str) -> None:
+        # Oracle: property: such as the true label of a sample that is classified correctly.
+        model = LinearModel(dtype=torch.float64)
+        x = images(4).double()
+        y = predicted(model, x)
+        aim = self.knobs(objective="projection")  # feature_bpda's own need
+        x_adv = self.run(model, x, y, norm, targeted=True, **aim)
+        assert torch.equal(predicted(model, x_adv), y)
+        if self.info.goal == "minimal":
+            assert torch.equal(x_adv, x)
+
+    @needs("mask")
+    def test_a_mask_of_nothing_for_one_sample(self, norm: str) -> None:
+        # Oracle: the run without that sample: the others do not know of it.
+        model = LinearModel()
+        x, keys = images(3), random.keys(7, 3)
+        y = predicted(model, x)
+        mask = torch.ones(3, 1, 4, 4, dtype=torch.bool)
+        mask[1] = False
+        x_adv = self.run(model, x, y, norm, mask=mask, seed=keys)
+        assert torch.equal(x_adv[1], x[1])
+        rest = torch.tensor([0, 2])
+        alone = self.run(model, x[rest], y[rest], norm, mask=mask[rest], seed=keys[rest])
+        assert torch.equal(x_adv[rest], alone)
 
     # --- bad input --------------------------------------------------------------------------------
 
