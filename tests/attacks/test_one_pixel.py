@@ -114,6 +114,7 @@ def test_places_in_a_mask_are_all_reached_evenly_by_row() -> None:
     seen: list[Tensor] = []
     one_pixel(
         LinearModel(shape=(3, 4, 5)), x, torch.tensor([0]), popsize=4000, generations=1, mask=mask,
+        chunk=4000,
         trace=lambda step, points, *rest: seen.append(points), stop="never",
     )  # fmt: skip
     changed = (seen[1] != 0.5).any(1).sum(0)

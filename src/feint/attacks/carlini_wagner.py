@@ -30,11 +30,11 @@ _REACH = 0.505
 """Images are ½ + _REACH · tanh(w): it reaches beyond the box, so that the ends have a slope."""
 _CHECKS, _APART = 50, 10
 """Progress is looked at so often in a round, but at least so many steps apart."""
-_PROGRESS = 0.9999
+_PROGRESS = 0.999
 """Between two looks the least objective must fall below this share of itself."""
-_SHORTER = 0.3
+_SHORTER = 0.2
 """Where it did not, the steps shrink to this share."""
-_SHORTEST = 0.03
+_SHORTEST = 0.05
 """The least share of `step_size` that is still shortened."""
 _GAIN, _PATIENCE = 0.999, 1
 """So many rounds in a row may fail to lessen the distance to this share of itself."""
@@ -124,8 +124,8 @@ def carlini_wagner(
             preset's. None by default: the authors' settings with 1000 steps.
         search_steps: Rounds of the search for c; 1 takes `initial_const` for all samples.
         steps: Most steps in a round.
-        step_size: Adam's first learning rate of a round; where a fiftieth of the steps brings
-            nothing, it falls to 30 %, three times at most.
+        step_size: Adam's first learning rate of a round; where a fiftieth of the steps gains less
+            than 0.1 %, it falls to a fifth, twice at most.
         initial_const: First c.
         kappa: Margin, in logits, that a point must reach to count, κ.
         refine: Forward passes at the end that move the point found back along the line to `x`, to
@@ -136,7 +136,7 @@ def carlini_wagner(
         seed: Integer, or one key per sample from `feint.core.random.keys`; only a random model or
             estimator uses it.
         stop: `"success"` ends a sample's round when a fiftieth of its steps (ten at least) gained
-            less than 0.01 % and it has no shorter ones, ends its search after a round that brought
+            less than 0.1 % and it has no shorter ones, ends its search after a round that brought
             it nearer by less than 0.1 %, and leaves out samples that are adversarial as they are;
             `"never"` takes every step of every round. By default `"success"` for a deterministic
             model.

@@ -71,6 +71,7 @@ def jsma(
 
     Args:
         model: Maps images in [0, 1] to logits (B, K); with `keys=` if it is stochastic.
+            Probabilities are taken as if they were logits, with a logged warning.
         x: Images, (B, C, H, W), in [0, 1].
         y: True labels (B,), or targets if `targeted`.
         preset: `"original"` (Papernot et al., the default values) or `"ace"` (S0: θ is 1 in

@@ -20,6 +20,8 @@ from feint.core.registry import attack
 __all__ = ["one_pixel"]
 
 _NORMS = ("l0",)
+_CPU_CHUNK = 64 * 3 * 32 * 32
+"""Values per forward pass on a CPU: 320 CIFAR-10 images at a time cost half as much again as 64."""
 _SU = {"strategy": "rand1bin", "popsize": 400, "generations": 100, "scale": 0.5, "crossover": 1.0}
 
 
@@ -67,7 +69,7 @@ def one_pixel(
     crossover: float = 1.0,
     start: Literal["normal", "uniform"] = "normal",
     levels: int | None = 256,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     targeted: bool = False,
     mask: Tensor | None = None,
     seed: int | Tensor = 0,
@@ -84,6 +86,7 @@ def one_pixel(
 
     Args:
         model: Maps images in [0, 1] to logits (B, K); with `keys=` if it is stochastic.
+            Probabilities are ranked as if they were logits.
         x: Images, (B, C, H, W), in [0, 1].
         y: True labels (B,), or targets if `targeted`.
         preset: `"original"` (Su et al., the default values), `"ace"` (S0: the same with one pixel)
@@ -101,7 +104,8 @@ def one_pixel(
         start: Colors of the first population: `"normal"` N(128, 127) of 255, clipped, or
             `"uniform"`. Places are uniform.
         levels: Colors are rounded down to so many levels, 256 for 8-bit images; None for none.
-        chunk: Images per forward pass.
+        chunk: Images per forward pass; by default 4096, on a CPU as many as fit its caches
+            (64 of CIFAR-10).
         targeted: Seek the class `y` instead of any other.
         mask: Pixels that may change, bool (B or 1, 1 or C, H, W): places are mapped into them.
         seed: Integer, or one key per sample from `feint.core.random.keys`.
@@ -148,7 +152,8 @@ def one_pixel(
     check_number("crossover", crossover, high=1.0)
     check_count("popsize", popsize, least=4)
     check_count("generations", generations)
-    check_count("chunk", chunk)
+    if chunk is not None:
+        check_count("chunk", chunk)
     if levels is not None:
         check_count("levels", levels, least=2)
     if strategy not in ("rand1bin", "best1bin"):
@@ -172,6 +177,8 @@ def one_pixel(
     )
     if len(x) == 0:
         return x.clone()
+    if chunk is None:
+        chunk = CHUNK if x.is_cuda else min(CHUNK, max(1, _CPU_CHUNK // x[0].numel()))
     rows = best.everyone
     best.look(rows)
     if best.early:
