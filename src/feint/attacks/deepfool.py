@@ -27,8 +27,9 @@ from feint.core.registry import attack
 __all__ = ["deepfool"]
 
 _NORMS = ("l2", "linf")
-_NUDGE = 1e-5
-"""Least length of a step beyond the boundary, so that rounding cannot stop it short of it."""
+_NUDGE, _NUDGE_GROWTH, _NUDGE_MOST = 1e-5, 1.25, 1e-3
+"""Least length of a step beyond the boundary, which rounding might stop short of it; it grows from
+step to step, since a model of steps and ties, such as one behind a rounding, needs more."""
 _CODE = 1 << 24
 """A label and a rival class travel through an estimator as one number: label · _CODE + rival."""
 
@@ -142,7 +143,8 @@ def deepfool(
         point found is moved back (`refine`). Only the nearest rivals of the first step are followed
         unless `follow` says otherwise. The label is `y`, not the prediction: S0's and the authors'
         code attack the predicted class, so pass it as `y` to do the same. A step goes at least
-        10⁻⁵ beyond the boundary (the authors' code: 10⁻⁴).
+        10⁻⁵ beyond the boundary, and a quarter more each time, up to 10⁻³ (the authors' code:
+        10⁻⁴).
     """
     check_count("steps", steps)
     if follow is not None:
@@ -185,7 +187,8 @@ def deepfool(
             hit = hit[left]
         # From the outside it stops short of the boundary by as much as it oversteps from within.
         out = torch.where(hit, -1.0, 1.0).to(x.dtype)
-        length = (near.distance * (1 + out * overshoot) + out * _NUDGE).clamp_min(0) * out
+        nudge = min(_NUDGE * _NUDGE_GROWTH**step, _NUDGE_MOST)
+        length = (near.distance * (1 + out * overshoot) + out * nudge).clamp_min(0) * out
         length = length.masked_fill(~length.isfinite(), 0)
         moved = state.point + column(length, state.point) * near.direction
         state.point = search.confine(moved, state.rows, search.x[state.rows])
