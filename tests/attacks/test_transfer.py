@@ -176,6 +176,31 @@ def test_all_blurs_at_once_know_no_batch(stochastic: bool) -> None:
     assert not torch.equal(attacked(torch.arange(4), random.keys(6, 4)), whole)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_nesterov_looks_where_the_momentum_leads(norm: str) -> None:
+    # Oracle: the recursion written out: v ← μ·v + g/mean|g| with g at x + μ·α·v.
+    inner = TinyConv()
+    model = Counting(inner)
+    x = images(4, (3, 6, 6), low=0.3, high=0.7).double()
+    y = predicted(inner, x)
+    eps, step, decay = {"linf": 0.2, "l2": 4.0}[norm], {"linf": 0.02, "l2": 0.3}[norm], 0.8
+    point, velocity, path = x, torch.zeros_like(x), [x]
+    for _ in range(4):
+        g = slope(inner, point + decay * step * velocity, y)
+        velocity = decay * velocity + g / g.abs().mean((1, 2, 3), keepdim=True)
+        size = velocity.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        unit = velocity.sign() if norm == "linf" else velocity / size
+        point = (point + step * unit).clamp(0, 1)
+        path.append(point)
+    seen: list[Tensor] = []
+    transfer(
+        model, x, y, norm=norm, eps=eps, steps=4, step_size=step, decay=decay, diversity=0,
+        kernel=1, nesterov=True, stop="never", trace=lambda s, p, *rest: seen.append(p),
+    )  # fmt: skip
+    torch.testing.assert_close(torch.stack(seen), torch.stack(path), rtol=0, atol=1e-9)
+    assert (model.forwards, model.backwards) == (4 * (2 * 4 + 1), 4 * 4)
+
+
 # --- sources --------------------------------------------------------------------------------------
 
 

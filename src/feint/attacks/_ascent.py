@@ -290,12 +290,14 @@ def ascend(
     restarts: int = 1,
     direction: Direction = "sign",
     decay: float = 0.0,
+    lookahead: bool = False,
 ) -> Tensor:
     """Take `steps` ascent steps from `x` and return each sample's best evaluated point.
 
     The `steps + 1` points (start and every step) are all evaluated. Restarts are further rows of
     the same batch. With early stopping, a sample's rows leave when one of them is adversarial on
     all of its draws; what is left is compacted, which is the only host synchronisation of a step.
+    With `lookahead` the gradient is that at the point where the momentum alone would lead.
 
     Raises:
         ConfigError, RangeError, ShapeError, DtypeError, DeviceError: On bad arguments.
@@ -322,7 +324,14 @@ def ascend(
     for step in range(steps + 1):
         last = step == steps
         drawn = random.fold(rows.keys, "step", step) if keyed else rows.keys
-        estimate = gradient(model, rows.point, rows.y, objective, drawn, forward_only=last)
+        plain = last or rows.velocity is None or not lookahead
+        estimate = gradient(
+            model, rows.point, rows.y, objective, drawn, forward_only=last or not plain
+        )
+        if not plain and rows.velocity is not None:
+            ahead = rows.point.add(rows.velocity, alpha=decay * step_size)
+            slope = gradient(model, ahead, rows.y, objective, drawn).gradient
+            estimate = estimate._replace(gradient=slope)
         if step == 0:
             _check_first(estimate, rows, model, gradient)
         share = success_share(estimate.logits, rows.y, targeted)

@@ -35,11 +35,12 @@ Fuse = Literal["logits", "probability"]
     knowledge="gradient",
     norms=_NORMS,
     paper="Dong et al., 2018, arXiv:1710.06081",
+    version=2,
     presets={
         "mi": {"diversity": 0.0, "kernel": 1, "scales": 1},
         "di": {"diversity": 0.5, "kernel": 1, "scales": 1},
         "ti": {"diversity": 0.0, "kernel": 15, "scales": 1},
-        "si": {"diversity": 0.0, "kernel": 1, "scales": 5},
+        "si": {"diversity": 0.0, "kernel": 1, "scales": 5, "nesterov": True},
     },
 )
 def transfer(
@@ -59,6 +60,7 @@ def transfer(
     resize: float = 0.1,
     kernel: int = 7,
     scales: int = 1,
+    nesterov: bool = False,
     targeted: bool = False,
     loss: str | Loss = "cross_entropy",
     gradient: GradientEstimator | None = None,
@@ -69,9 +71,9 @@ def transfer(
 ) -> Tensor:
     """Iterated steps whose gradients are blurred so that the result fools models not seen.
 
-    Momentum (MI) averages over the path, input diversity (DI) over random reductions of the image,
-    a kernel (TI) over translations, and scale copies (SI) over brightness; a gradient is taken on
-    one source or on an ensemble.
+    Momentum (MI) averages over the path and may look ahead (NI), input diversity (DI) over random
+    reductions of the image, a kernel (TI) over translations, and scale copies (SI) over brightness;
+    a gradient is taken on one source or on an ensemble.
 
     Convention:
         Images are float RGB, NCHW, in [0, 1]; `eps` and `step_size` are in the same units.
@@ -96,6 +98,7 @@ def transfer(
         resize: Largest reduction of a side, as a share of it (original: 29 of 299 pixels, 0.1).
         kernel: Odd side of the Gaussian that the gradient is convolved with; 1 for none.
         scales: Copies x/2⁰ … x/2^(scales − 1) that the gradient is averaged over.
+        nesterov: Take the gradient where the momentum alone would lead (NI).
         targeted: Minimise the loss towards `y` instead.
         loss: `"cross_entropy"`, `"margin"`, `"dlr"`, or a function to maximise.
         gradient: Estimator; by default `backprop`. `eot(30)` for stochastic models.
@@ -116,7 +119,8 @@ def transfer(
 
     Cost:
         Per sample and source `steps`·`scales` forward and backward passes and 1 forward pass;
-        `steps` forward passes more if there is diversity: the point itself is evaluated, too.
+        `steps` forward passes more for diversity, and for Nesterov's step: the point itself is
+        evaluated, too.
 
     Example:
         >>> import torch
@@ -127,8 +131,8 @@ def transfer(
 
     References:
         MI: Dong, Liao, Pang, Su, Zhu, Hu, Li, CVPR 2018. DI: Xie, Zhang, Zhou, Bai, Wang, Ren,
-        Yuille, CVPR 2019. TI: Dong, Pang, Su, Zhu, CVPR 2019. SI: Lin, Song, He, Wang, Hopcroft,
-        ICLR 2020, §3.2 (without its Nesterov step).
+        Yuille, CVPR 2019. TI: Dong, Pang, Su, Zhu, CVPR 2019. SI and NI: Lin, Song, He, Wang,
+        Hopcroft, ICLR 2020, §3.
 
     Deviations:
         The best evaluated point is returned, not the last. DI reduces the image and places it on
@@ -165,6 +169,7 @@ def transfer(
         stop=stop,
         trace=trace,
         decay=decay,
+        lookahead=nesterov,
     )
 
 
