@@ -39,7 +39,8 @@ def test_any_estimator_gives_the_jacobian(norm: str, targeted: bool) -> None:
 
 def test_passes_are_those_documented() -> None:
     # Oracle: closed form. On a linear model one step crosses: K − 1 = 4 backward passes and two
-    # forward ones, then one to move back. Those who never stop follow one rival from then on, or more.
+    # forward ones, then one to move back. Those who never stop follow one rival from then on, or
+    # more.
     inner = LinearModel(dtype=torch.float64)
     x = images(6, low=0.45, high=0.55).double()
     y = predicted(inner, x)

@@ -318,4 +318,7 @@ def test_config_holds_what_is_in_force() -> None:
     assert config["high"] == 320
     assert config["resize_back"] == "legacy"
     assert Rand(preset="xie", high=320).spec == "rand(high=320, preset='xie')"
-    assert ACE().config == {"lam": 100.0, "channels": 3}
+    assert ACE().config["lam"] == ACE(lam=100).config["lam"] == 100.0
+    assert ACE(lam=100).spec == "ace"
+    unet = {"form": "unet", "weights": "untrained", "width": 4, "depth": 2}
+    assert "lam" not in ACE(lam=0.99, **unet).spec  # its own form's usual one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -116,11 +116,9 @@ class ACE(Learned):
         super().__init__()
         if form not in ("linear", "unet"):
             raise ConfigError(f"form is {form!r}; expected 'linear' or 'unet'")
-        if lam is None:
-            lam = 100.0 if form == "linear" else 0.99
-        else:
-            self._config["lam"] = float(lam)  # 10 and 10.0 are the same defense
-        self.lam, self.channels, self.form = float(lam), channels, form
+        self.form: str = form
+        lam = self._config["lam"] = self.usual["lam"] if lam is None else float(lam)
+        self.lam, self.channels = lam, channels
         if form == "linear":
             if not lam >= 0:
                 raise RangeError(
@@ -140,6 +138,11 @@ class ACE(Learned):
             raise ConfigError(f"channels is {channels}; expected 3 for form='unet'")
         usual = {"width": 64, "depth": 5, "mask": CHECKERBOARD}
         self.open(weights, {"width": width, "depth": depth}, usual, UNet)
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        """λ of the form: S0's largest of each."""
+        return {"lam": 100.0 if self.form == "linear" else 0.99}
 
     def transform(self, x: Tensor, params: Params) -> Tensor:
         """The skip connection plus what the module makes of the connected pixels."""

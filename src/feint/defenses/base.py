@@ -231,12 +231,18 @@ class Defense(nn.Module):
         return dict(vars(self).get("_config", {}))
 
     @property
+    def usual(self) -> dict[str, Any]:
+        """Defaults that depend on other keywords: what a keyword left out (None) stands for."""
+        return {}
+
+    @property
     def spec(self) -> str:
         """The canonical expression: the name and the keywords that differ from the defaults."""
         name, config = self.name, self.config
         defaults = {key: p.default for key, p in inspect.signature(type(self)).parameters.items()}
         if name in DEFENSES and config.get("preset") is not None:
             defaults |= dict(DEFENSES[name].presets.get(config["preset"], {}))
+        defaults |= self.usual
         return format_call(
             name,
             {k: _like(v, defaults[k]) for k, v in config.items() if not _same(v, defaults[k])},
