@@ -72,7 +72,7 @@ def test_standard_leaves_as_many_standing(model: Subject, norm: str) -> None:
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @pytest.mark.parametrize("part", ["ce", "dlr", "targets"])
 def test_apgd_is_as_strong(model: Subject, norm: str, part: str) -> None:
-    net, x, y = (model[0], model[1][:50], model[2][:50])
+    net, x, y = (model[0], model[1][:24], model[2][:24])
     kwargs = {
         "ce": {},
         "dlr": {"loss": "dlr"},
@@ -90,7 +90,7 @@ def test_apgd_is_as_strong(model: Subject, norm: str, part: str) -> None:
 def test_fab_comes_as_near(model: Subject, norm: str, targets: int | None) -> None:
     from pyautoattack.fab_pt import FABAttack_PT
 
-    net, x, y = (model[0], model[1][:24], model[2][:24])
+    net, x, y = (model[0], model[1][:12], model[2][:12])
     mine = fab(net, x, y, norm=norm.lower(), targets=targets)
     near = distance(mine, x, norm.lower())
     best = torch.full_like(near, torch.inf)
