@@ -28,7 +28,7 @@ def test_an_adversarially_trained_classifier_is_not_flagged() -> None:
 
 @pytest.mark.slow
 def test_a_smoothed_classifier_is_not_flagged() -> None:
-    b = next(iter(data.load("bundled:cifar10", samples=8).batches(8)))
+    b = next(iter(data.load("bundled:cifar10", samples=16).batches(16)))
     model = models.load("bundled:cifar10-resnet20-at")
     found = evaluate(
         model,
@@ -36,7 +36,7 @@ def test_a_smoothed_classifier_is_not_flagged() -> None:
         b.y,
         defense=parse("noise(scale=0.05)"),
         index=b.index,
-        attacks=["pgd(steps=5, gradient=eot(2))"],
+        attacks=["pgd(steps=20, gradient=eot(4))"],
         scenarios=["white-box"],
         judge_draws=8,
     )

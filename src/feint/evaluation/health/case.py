@@ -134,10 +134,13 @@ class Case:
         batch: Batch,
         eps: float | None = None,
         view: nn.Module | None = None,
+        draws: int | None = None,
     ) -> tuple[Tensor, Rows]:
-        """What the attack finds, and the deployed pipeline's judged rows."""
+        """What the attack finds, and the deployed pipeline's rows, judged on so many draws."""
         found = self.find(attack, batch, eps, view)
         cell = self.cell if eps is None else replace(self.cell, eps=eps)
+        if draws is not None:
+            cell = replace(cell, judge_draws=min(draws, cell.judge_draws))
         return found.x_adv, judge_shard(cell, self.subject, batch, found, self.batch_size)
 
     def also_lost(

@@ -19,6 +19,7 @@ from feint.evaluation.health.declare import Undeclared
 from feint.evaluation.health.words import steps_of
 from feint.evaluation.health.wrapped import Rescaled, Watched
 from feint.evaluation.metrics import rate
+from feint.evaluation.shard import Batch
 
 __all__ = ["check_experiments"]
 
@@ -26,6 +27,8 @@ FEW, FEWER = 16, 8
 """Samples of experiments that need few, and of those that need fewer."""
 SHORT, LONG = 3, 10
 """Steps of an attack that shows how it works, and of one that must succeed."""
+DRAWS = 8
+"""Draws that judge where a few samples stand or fall together."""
 SHIFT = 50.0
 """Constant that is added to all logits."""
 
@@ -75,9 +78,15 @@ def _whole_box(case: Case) -> float:
     return float(distance(largest, torch.zeros_like(largest), case.cell.norm))
 
 
+def _few(case: Case, count: int) -> Batch:
+    """The first samples; half of them where each costs a batch of draws."""
+    count = count // 2 if is_stochastic(case.subject.pipeline(case.cell)) else count
+    return case.batch.select(slice(0, count))
+
+
 def _large_budget(case: Case, parsed: ParsedAttack) -> Finding:
     """With the whole box to move in, the attack must do what handing in another image does."""
-    check, few = "large-budget-breaks", case.batch.select(slice(0, FEW))
+    check, few = "large-budget-breaks", _few(case, FEW)
     if parsed.info.goal != "budget" or case.cell.targeted:
         evidence = f"{parsed.info.name} has no budget to raise, or a target to reach: 0 tried"
         return Finding(check, "pass", case.name, evidence)
@@ -86,13 +95,13 @@ def _large_budget(case: Case, parsed: ParsedAttack) -> Finding:
     if parsed.fixes("step_size"):  # the cell's own step was made for the cell's own budget
         more["step_size"] = eps / 4
     wide = reduced(parsed, LONG, **more)
-    _, rows = case.attack(wide, few, eps)
+    _, rows = case.attack(wide, few, eps, draws=DRAWS)
     draws = int(rows["draws"].max())
     left = rate(rows["correct"] / rows["draws"], draws)
     # Another sample's image: what an attacker without any budget limit can hand in.
     others = case.batch.x.roll(len(case.batch) // 2, 0)[: len(few)]
     keys = random.keys(case.cell.seed, few.index).to(few.x.device)
-    swapped = case.judge(others, few.y, keys, max(2, case.cell.judge_draws), "another image")
+    swapped = case.judge(others, few.y, keys, DRAWS, "another image")
     other = rate(swapped.correct.double().numpy() / swapped.draws, swapped.draws)
     bad = left.value > other.value and left.low > other.high
     return Finding(
@@ -105,7 +114,7 @@ def _large_budget(case: Case, parsed: ParsedAttack) -> Finding:
 
 
 def _one_by_one(case: Case, parsed: ParsedAttack) -> Finding:
-    check, few = "attack-batch-invariance", case.batch.select(slice(0, FEWER))
+    check, few = "attack-batch-invariance", _few(case, FEWER)
     if _unkeyed(case):
         evidence = "the pipeline's draws hang on the batch, so 0 samples could be compared"
         return Finding(check, "pass", case.name, evidence)
@@ -130,11 +139,11 @@ def _unkeyed(case: Case) -> bool:
 
 
 def _shift(case: Case, parsed: ParsedAttack) -> Finding:
-    check, few = "logit-shift", case.batch.select(slice(0, FEWER))
+    check, few = "logit-shift", _few(case, FEWER)
     view, short = case.subject.attacked(case.cell), reduced(parsed, LONG, stop="success")
     found = []
     for shift in (0.0, SHIFT, -SHIFT):
-        _, rows = case.attack(short, few, view=Rescaled(view, shift=shift))
+        _, rows = case.attack(short, few, view=Rescaled(view, shift=shift), draws=DRAWS)
         found.append(rows["correct"] / rows["draws"] > 0.5)
     other = max(int((f != found[0]).sum()) for f in found[1:])
     standing = " / ".join(str(int(f.sum())) for f in found)

@@ -32,6 +32,8 @@ STEP = 2 / 255
 HELPFUL, USELESS = 0.8, 0.65
 """Share of samples on which the gradient must do no worse than chance: below the first a warning,
 below the second a failure. A gradient of pure noise reaches about one half."""
+SOME = 8
+"""Samples whose gradients are estimated once more, where each costs a batch of draws."""
 SIGNAL, STANDING = 0.1, 0.05
 """Cosine of two estimates below which draws resolve nothing, if more than this share stands."""
 
@@ -59,6 +61,7 @@ def check_gradient(
     if used is None:
         used = eot(EOT_DRAWS) if is_stochastic(view) else backprop
     few = max(1, batch_size // EOT_DRAWS) if is_stochastic(view) else batch_size
+    some = SOME if is_stochastic(view) else len(batch)
 
     def slope(
         estimator: GradientEstimator, loss: Loss, y: Tensor, x: Tensor, drawn: Tensor
@@ -78,9 +81,10 @@ def check_gradient(
         if found.status == "fail":
             return
         own = _own_loss(attack.attack, cell.targeted)
-        if own is not None:
-            goal = batch.goal(cell.targeted)
-            yield _alive(slope(used, own, goal, batch.x, keys), name, attack.attack)
+        if own is not None and own is not margin:
+            goal = batch.goal(cell.targeted)[:some]
+            dead = slope(used, own, goal, batch.x[:some], keys[:some])
+            yield _alive(dead, name, attack.attack)
         # One draw for a random pipeline: the same in the gradient and in what happens.
         yield from check_slopes(
             pipeline,
@@ -93,8 +97,9 @@ def check_gradient(
     yield from check_stability(pipeline, batch, keys, name, batch_size)
     yield _agreement(pipeline, cell, batch, keys, gradient, name, batch_size)
     if is_stochastic(view):
-        other = slope(used, margin, batch.y, batch.x, random.fold(keys, "second estimate"))
-        yield _signal(gradient, other, name, left)
+        drawn = random.fold(keys[:some], "second estimate")
+        other = slope(used, margin, batch.y[:some], batch.x[:some], drawn)
+        yield _signal(gradient[:some], other, name, left)
 
 
 def _own_loss(attack: ParsedAttack, targeted: bool) -> Loss | None:
