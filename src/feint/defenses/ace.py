@@ -44,6 +44,10 @@ class ACE(Learned):
     leaves about 0 %; and the UNet does not change the classifier, so that attacks on the bare
     classifier pass it.
 
+    The bundled UNet shows the form and no more: a quarter of the pixels of a 32×32 image is 16×16,
+    and of the CIFAR-10 test set the bundled plain ResNet-20 classifies 50.8 % behind it at λ=0.99
+    (90.8 % without; rms 0.061).
+
     Backward rules:
         `exact` is autograd. `identity` passes the classifier's gradient straight through, past the
         checkerboard: BPDA, as A(x) ≈ x.
@@ -99,7 +103,7 @@ class ACE(Learned):
     stochastic: ClassVar[bool] = False
     bounded: ClassVar[bool] = False
     family: ClassVar[str] = "unet"
-    bundled: ClassVar[str] = "untrained"
+    bundled: ClassVar[str] = "cifar10-unet"
 
     network: UNet
 

@@ -47,6 +47,10 @@ class PRM(Learned):
     Known break: the exact expectation over the eight shifts (`support`) with differentiation
     through the autoencoder, or past it (`identity`).
 
+    The bundled UNet is made for 32×32 images, where a quarter of the pixels is 16×16: the bundled
+    plain ResNet-20 classifies 50.8 % of the CIFAR-10 test set behind it at λ=0.99 without the shift
+    (90.8 % bare).
+
     Backward rules:
         `exact` is autograd, through shift and network. `identity` differentiates the shifts and
         takes each network as the identity: BPDA, as A(x) ≈ x.
@@ -105,7 +109,7 @@ class PRM(Learned):
     differentiable: ClassVar[bool] = True
     stochastic: ClassVar[bool] = True
     family: ClassVar[str] = "unet"
-    bundled: ClassVar[str] = "untrained"
+    bundled: ClassVar[str] = "cifar10-unet"
 
     network: UNet
 

@@ -26,13 +26,19 @@ class S2SNet(Learned):
 
     Claim: white-box attacks through the network are blunted; behind a removed S2SNet the attack's
     images hardly fool the bare classifier (`removal`: 0.896 of the clean accuracy for BIM and
-    ResNet-50, App. A). Known break: the paper's own bypass. Gradients of the bare classifier
-    fool the whole (accuracy 0 for BIM), which is `gray-box` here, and so does the rule `identity`,
-    which takes the classifier's gradient at the reconstruction.
+    ResNet-50, App. A). Known break: the paper's own bypass (gradients of the bare classifier leave
+    0 for BIM), and better the rule `identity`, which takes the classifier's gradient at the
+    reconstruction.
+
+    Of the bundled weights, trained for minutes: 79.5 % of the CIFAR-10 test set behind it, 90.8 %
+    without, 65.2 % behind the plain autoencoder. Of 100 bundled images under PGD-20, linf 8/255: 84
+    right before the attack, 56 after one on the bare classifier, 8 by `exact`, 1 by `identity`;
+    with the network removed 82 and 14.
 
     Backward rules:
         `exact` is autograd through the network, the places of the maxima held constant.
-        `identity` passes the classifier's gradient straight through.
+        `identity` (the default of a view: the stronger one) passes the classifier's gradient
+        straight through.
 
     Args:
         weights: Name of bundled weights, a `.safetensors` file made by `feint train`, or
@@ -78,8 +84,9 @@ class S2SNet(Learned):
 
     differentiable: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False
+    best_rule: ClassVar[str | None] = "identity"
     family: ClassVar[str] = "segnet"
-    bundled: ClassVar[str] = "untrained"
+    bundled: ClassVar[str] = "cifar10-s2snet"
 
     network: SegNet
 
