@@ -33,6 +33,17 @@ def test_estimators_are_read() -> None:
         assert not parse_attack(text).needs_gradient
     for text in ("pgd", "pgd(gradient=eot)", "pgd(gradient=eot(2, base=backprop))"):
         assert parse_attack(text).needs_gradient
+    for text in ("pgd(gradient=mixed)", "pgd(gradient=eot(2, base=mixed('bf16')))"):
+        assert parse_attack(text).needs_gradient
+
+
+@pytest.mark.parametrize("estimator", ["backprop", "mixed", "mixed('bf16', base=backprop)"])
+def test_single_draws_of_a_random_view_are_refused(estimator: str) -> None:
+    """Oracle: these estimators ask about each image once; averaged ones do not."""
+    with pytest.raises(ConfigError, match="follows one draw"):
+        attacker(f"pgd(gradient={estimator})", StochasticLinear())
+    for averaged in (f"eot(2, base={estimator})", "mixed('bf16', base=eot(2))"):
+        attacker(f"pgd(gradient={averaged})", StochasticLinear())
 
 
 def test_the_canonical_text() -> None:

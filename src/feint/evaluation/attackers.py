@@ -14,6 +14,7 @@ from feint.attacks._ascent import Trace
 from feint.core import random, spec
 from feint.core.errors import ConfigError, ModelError, RangeError, UnknownNameError
 from feint.core.gradients import GradientEstimator, backprop, eot, is_stochastic, nes, spsa
+from feint.core.mixed import mixed
 from feint.core.registry import ATTACKS, AttackInfo
 from feint.defenses.base import View
 from feint.evaluation.choose import Shortlist
@@ -22,7 +23,12 @@ from feint.evaluation.semi_brute_force import round_by_round
 
 __all__ = ["EOT_DRAWS", "ESTIMATORS", "Attacked", "Attacker", "ParsedAttack", "parse_attack"]
 
-ESTIMATORS: dict[str, Callable[..., GradientEstimator]] = {"eot": eot, "spsa": spsa, "nes": nes}
+ESTIMATORS: dict[str, Callable[..., GradientEstimator]] = {
+    "eot": eot,
+    "spsa": spsa,
+    "nes": nes,
+    "mixed": mixed,
+}
 EOT_DRAWS = 8
 """Draws that a white-box attack on a stochastic pipeline averages over unless told otherwise."""
 
@@ -98,6 +104,11 @@ def _estimator(value: object) -> GradientEstimator:
         return ESTIMATORS[name](*args, **named)
     except TypeError as error:
         raise ConfigError(f"gradient={value}: {error}") from None
+
+
+def _single_draw(estimator: object) -> bool:
+    """Whether it asks about each image once, and so follows one draw of a random model."""
+    return estimator is backprop or getattr(estimator, "one_pass", False)
 
 
 @dataclass(frozen=True)
@@ -228,7 +239,7 @@ class Attacker:
                 f"attack {attack.text!r} follows one draw of a random pipeline and has no keyword "
                 f"'gradient' to average; use one that has, such as pgd(gradient=eot({EOT_DRAWS}))"
             )
-        if any(given.kwargs.get("gradient") is backprop for given in (attack, *_inner(attack))):
+        if any(_single_draw(given.kwargs.get("gradient")) for given in (attack, *_inner(attack))):
             raise ConfigError(
                 f"attack {attack.text!r} follows one draw of a random pipeline; use "
                 f"gradient=eot({EOT_DRAWS}), or leave the keyword out"
