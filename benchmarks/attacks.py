@@ -304,7 +304,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="measure anew what is there")
     parser.add_argument("--overhead", action="store_true")
-    parser.add_argument("--size", type=int, default=224, help="--overhead: pixels a side")
+    parser.add_argument("--size", type=int, default=128, help="--overhead: pixels a side")
     parser.add_argument("--batch", type=int, default=64, help="--overhead: images")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=RESULTS / "attacks.json")
