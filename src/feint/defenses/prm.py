@@ -49,7 +49,7 @@ class PRM(Learned):
 
     The bundled UNet is made for 32×32 images, where a quarter of the pixels is 16×16: the bundled
     plain ResNet-20 classifies 50.8 % of the CIFAR-10 test set behind it at λ=0.99 without the shift
-    (90.8 % bare). Of 64 bundled images, means over four draws, PGD at linf 8/255: 31 right; 31 after
+    (90.8 % bare). Of 64 bundled images, means of four draws, PGD at linf 8/255: 31 right; 31 after
     20 steps on the deterministic module (λ=1, no shift), which fall to 0 there: the claim; 0.25
     after 10 steps with `exact` under EOT-4, 9 with `identity`: the break.
 
