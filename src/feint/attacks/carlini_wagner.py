@@ -54,6 +54,8 @@ class _State(Rows):
     second: Tensor
     clock: Tensor
     """Steps taken in this round."""
+    age: Tensor
+    """Adam's steps since its moments were last forgotten."""
     length: Tensor
     """Adam's present learning rate."""
     fell: Tensor
@@ -125,7 +127,7 @@ def carlini_wagner(
         search_steps: Rounds of the search for c; 1 takes `initial_const` for all samples.
         steps: Most steps in a round.
         step_size: Adam's first learning rate of a round; where a fiftieth of the steps gains less
-            than 0.1 %, it falls to a fifth, twice at most.
+            than 0.1 %, it falls to a fifth, twice at most, and Adam's moments are forgotten.
         initial_const: First c.
         kappa: Margin, in logits, that a point must reach to count, κ.
         refine: Forward passes at the end that move the point found back along the line to `x`, to
@@ -214,6 +216,7 @@ def carlini_wagner(
         first=torch.zeros_like(x),
         second=torch.zeros_like(x),
         clock=torch.zeros_like(search.everyone),
+        age=torch.zeros_like(search.everyone),
         length=torch.full_like(zero, step_size),
         fell=zero.bool(),
         least=torch.full_like(zero, torch.inf),
@@ -264,19 +267,28 @@ def _look(
     slow = looked & (state.least > _PROGRESS * state.before)
     shorten = slow & fell & (state.length > _SHORTEST * step_size)
     state.length = torch.where(shorten, _SHORTER * state.length, state.length)
+    _forget(state, shorten)
     state.before = torch.where(looked, state.least, state.before)
     state.fell = torch.where(looked, hit, fell)
     return slow & ~shorten, fell
 
 
+def _forget(state: _State, which: Tensor) -> None:
+    """Let Adam begin anew: gradients of the way in would shorten the steps of the way back."""
+    wide = flag(which, state.w)
+    state.first = state.first.masked_fill(wide, 0)
+    state.second = state.second.masked_fill(wide, 0)
+    state.age = state.age.masked_fill(which, 0)
+
+
 def _adam(state: _State, gradient: Tensor) -> None:
     """One step of Adam, on each sample's own clock."""
-    state.clock = state.clock + 1
+    state.clock, state.age = state.clock + 1, state.age + 1
     state.first = torch.lerp(gradient, state.first, 0.9)
     state.second = torch.lerp(gradient * gradient, state.second, 0.999)
-    clock = state.clock.double()
-    first = state.first / column(1 - 0.9**clock, gradient)
-    second = state.second / column(1 - 0.999**clock, gradient)
+    age = state.age.double()
+    first = state.first / column(1 - 0.9**age, gradient)
+    second = state.second / column(1 - 0.999**age, gradient)
     w = state.w - column(state.length, gradient) * first / (second.sqrt() + 1e-8)
     limit = math.atanh(0.5 / _REACH)
     state.w = w.clamp(-limit, limit)
@@ -286,8 +298,7 @@ def _restart(state: _State, ended: Tensor, size: Tensor, step_size: float) -> No
     """Begin another round from the clean image where one has ended."""
     wide = flag(ended, state.w)
     state.w = torch.where(wide, state.origin, state.w)
-    state.first = state.first.masked_fill(wide, 0)
-    state.second = state.second.masked_fill(wide, 0)
+    _forget(state, ended)
     state.clock = state.clock.masked_fill(ended, 0)
     state.fell = state.fell & ~ended
     state.length = state.length.masked_fill(ended, step_size)
