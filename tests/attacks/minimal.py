@@ -69,6 +69,8 @@ class MinimalContract(AttackContract):
     tolerance = 1.02
     precise: ClassVar[dict[str, Any]] = {}
     """Further keywords for the tests against closed forms."""
+    passes: ClassVar[int] = 1
+    """Forward passes of a step."""
     scale: ClassVar[float] = 1.0
     """Of the linear models' logits; their distances do not depend on it."""
     boxed: ClassVar[float] = 1.02
@@ -207,4 +209,4 @@ class MinimalContract(AttackContract):
         y = predicted(inner, x)
         rounds = self.kwargs.get("search_steps", 1)
         self.run(model, x, y, norm, steps=4, stop="never")
-        assert model.forwards <= 3 * (rounds * 5 + 2)
+        assert model.forwards <= 3 * (rounds * 5 * self.passes + 2)

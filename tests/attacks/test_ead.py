@@ -15,6 +15,7 @@ from tests.tiny import LinearModel, images, predicted
 class TestEAD(MinimalContract):
     attack = staticmethod(ead)
     kwargs: ClassVar = {"search_steps": 4, "steps": 40, "initial_const": 0.1}
+    passes = 2
     precise: ClassVar = {"search_steps": 12, "steps": 300, "beta": 0.05}
 
 
