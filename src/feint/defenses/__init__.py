@@ -5,11 +5,15 @@ from feint.defenses.base import Defense, Params, View
 from feint.defenses.bit_depth import BitDepth
 from feint.defenses.chain import Chain, parse
 from feint.defenses.crop_ensemble import CropEnsemble
+from feint.defenses.diffusion import Diffusion
 from feint.defenses.fd import FD
+from feint.defenses.hgd import HGD
 from feint.defenses.jpeg import JPEG
+from feint.defenses.magnet import MagNet
 from feint.defenses.me_net import MENet
 from feint.defenses.median import Median
 from feint.defenses.noise import Noise
+from feint.defenses.pixel_defend import PixelDefend
 from feint.defenses.pixel_deflection import PixelDeflection
 from feint.defenses.pixel_shift import PixelShift
 from feint.defenses.prm import PRM
@@ -27,6 +31,7 @@ from feint.defenses.wavelet import Wavelet
 __all__ = [
     "ACE",
     "FD",
+    "HGD",
     "JPEG",
     "PRM",
     "RDG",
@@ -35,10 +40,13 @@ __all__ = [
     "Chain",
     "CropEnsemble",
     "Defense",
+    "Diffusion",
     "MENet",
+    "MagNet",
     "Median",
     "Noise",
     "Params",
+    "PixelDefend",
     "PixelDeflection",
     "PixelShift",
     "Quilting",
