@@ -54,9 +54,7 @@ def _losses(
     return torch.cat(parts).double().view(-1, count)
 
 
-def _repeats(
-    pipeline: nn.Module, points: Tensor, y: Tensor, keys: Tensor, losses: Tensor
-) -> bool:
+def _repeats(pipeline: nn.Module, points: Tensor, y: Tensor, keys: Tensor, losses: Tensor) -> bool:
     """Whether the keys hold the draws: the same points, with the same keys, have the same loss."""
     again = _losses(pipeline, points[:, :1], y, keys, len(points))
     return torch.allclose(again, losses[:, :1], rtol=1e-3, atol=1e-4)
