@@ -295,3 +295,10 @@ def test_a_black_image_has_no_relative_distance() -> None:
     found = distances(torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))
     assert np.isnan(found["relative_l2"]).all()
     assert found["rms"][0] == 1
+
+
+def test_ties_of_the_worst_case_go_to_the_stronger_attack() -> None:
+    # Oracle: by hand. Sample 0 ties on the first half; the second attack is stronger on the whole.
+    select, report = [[0.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [0.25, 0.5]]
+    assert worst_case(select, report).tolist() == [0.25, 0.5]
+    assert worst_case(select[::-1], report[::-1]).tolist() == [0.25, 0.5]

@@ -218,7 +218,9 @@ def worst_case(select: ArrayLike, report: ArrayLike) -> NDArray[np.float64]:
     choose, read = np.asarray(select, np.float64), np.asarray(report, np.float64)
     if choose.shape != read.shape or choose.ndim != 2:
         raise ShapeError(f"{choose.shape} and {read.shape}; expected (attacks, samples) twice")
-    return read[choose.argmin(0), np.arange(choose.shape[1])]
+    # Ties, which few draws make common, go to the attack that is the strongest over all samples.
+    order = np.argsort(choose.mean(1), kind="stable")
+    return read[order[choose[order].argmin(0)], np.arange(choose.shape[1])]
 
 
 def worst_case_both(even: ArrayLike, odd: ArrayLike, draws: int = 1) -> NDArray[np.float64]:
