@@ -29,15 +29,20 @@ def thin(depth):
     return total + 650
 
 
-VGG = sum(
-    conv(a, b, 3) + 2 * b
-    for a, b in [(3, 64), (64, 128), (128, 256), (256, 256), (256, 512)] + [(512, 512)] * 3
-)
+def vgg(top):
+    """VGG's configuration A whose widest layer has `top` channels, and a head of three layers."""
+    w = top // 8
+    layers = [(3, w), (w, 2 * w), (2 * w, 4 * w), (4 * w, 4 * w), (4 * w, top), *[(top, top)] * 3]
+    body = sum(conv(a, b, 3) + 2 * b for a, b in layers)
+    return body + 2 * (top * top + top) + 10 * top + 10
+
+
 EXPECTED = {
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet18": 11_173_962,  # in the stdout log of S0's own code
-    "vgg11": VGG + 2 * (512 * 512 + 512) + 5_130,
+    "vgg11": vgg(512),
+    "vgg11-thin": vgg(128),
     # Table 6 of S0: 1600 features.
     "toy": conv(3, 16, 3) + conv(16, 32, 3) + conv(32, 64, 3) + 1_601 * 512 + 5_130,
 }

@@ -17,7 +17,7 @@ from feint.core.errors import ConfigError, DataError, DtypeError, ModelError, Ra
 from feint.models import build, initialise
 from feint.training.augment import crop_and_flip
 from feint.training.fit import accuracy, fit, one_cycle
-from feint.training.recipe import TrainingRecipe, list_recipes, load_recipe
+from feint.training.recipe import TrainingRecipe, content_digest, list_recipes, load_recipe
 
 CLASSES = 4
 
@@ -326,6 +326,14 @@ def test_recipes_in_the_package_load_and_build(name):
     assert plan.name == name
     assert build(plan.architecture, plan.ace)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     assert TrainingRecipe.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_members_of_a_family_differ_in_its_key_alone():
+    one, two = (load_recipe(f"cifar10-vgg11-ace{lam}") for lam in (5, "inf"))
+    assert (one.ace, two.ace) == (5.0, float("inf"))
+    assert one.model_copy(update={"name": two.name, "ace": two.ace}) == two
+    assert content_digest(one) != content_digest(two)
+    assert content_digest(one) == content_digest(load_recipe("cifar10-vgg11-ace5"))
 
 
 @pytest.mark.parametrize(

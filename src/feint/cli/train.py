@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 
 from feint.cli import common
+from feint.models.trained import trained_folder
 from feint.training.fit import EpochReport
-from feint.training.recipe import load_recipe
+from feint.training.recipe import content_digest, load_recipe
 from feint.training.run import train as run_training
 
 __all__ = ["train"]
@@ -25,19 +26,21 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoint, log and weights.")
+        Path | None,
+        typer.Option(
+            help="Folder for checkpoint, log and weights; by default one in the cache, from which "
+            "trained:NAME loads them."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     as_json: common.Json = False,
 ) -> None:
     """Train a classifier or a defense by a recipe; what was interrupted resumes."""
-    folder = out or Path("checkpoints") / Path(recipe).stem
-    with common.guard(
-        on_interrupt=lambda: f"the last epoch is kept; the same command resumes from {folder}"
-    ):
+    with common.guard(on_interrupt=lambda: "the last epoch is kept; the same command resumes"):
         common.set_threads(threads)
         plan = load_recipe(recipe)
+        folder = out or trained_folder(plan.name, content_digest(plan))
         with common.progress(not as_json) as bar:
             task = bar.add_task(plan.name, total=plan.epochs, rate="")
 

@@ -18,6 +18,7 @@ __all__ = [
     "resnet32",
     "toy",
     "vgg11",
+    "vgg11_thin",
 ]
 
 
@@ -120,13 +121,18 @@ class ResNet18(nn.Module):
 
 
 class VGG11(nn.Module):
-    """VGG-11 with batch normalisation and a 512–512–classes head, as ACE (S0) uses it."""
+    """VGG-11 with batch normalisation and a 512–512–classes head, as ACE (S0) uses it.
 
-    def __init__(self, classes: int = 10) -> None:
+    Args:
+        classes: Number of logits.
+        width: Channels of the first convolution, an eighth of the last one's.
+    """
+
+    def __init__(self, classes: int = 10, width: int = 64) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        inputs = 3
-        for item in (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0):
+        inputs, top = 3, 8 * width
+        for item in (width * m for m in (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0)):
             if not item:
                 layers.append(nn.MaxPool2d(2))
                 continue
@@ -134,7 +140,7 @@ class VGG11(nn.Module):
             inputs = item
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(
-            nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, classes)
+            nn.Linear(top, top), nn.ReLU(), nn.Linear(top, top), nn.ReLU(), nn.Linear(top, classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,6 +187,11 @@ def vgg11(classes: int = 10) -> nn.Module:
     return VGG11(classes)
 
 
+def vgg11_thin(classes: int = 10) -> nn.Module:
+    """`VGG11` of a quarter of the width."""
+    return VGG11(classes, 16)
+
+
 def toy(classes: int = 10) -> nn.Module:
     """`Toy`."""
     return Toy(classes)
@@ -191,5 +202,6 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet32": resnet32,
     "resnet18": resnet18,
     "vgg11": vgg11,
+    "vgg11-thin": vgg11_thin,
     "toy": toy,
 }

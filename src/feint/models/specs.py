@@ -19,13 +19,14 @@ from feint.models.checkpoint import PICKLES, load_checkpoint, load_pickle
 from feint.models.facts import declared_size, describe, fingerprint
 from feint.models.fronted import Fronted
 from feint.models.resized import Resized
+from feint.models.trained import trained_path
 from feint.models.userfile import load_function
 from feint.models.zoo import load_robustbench, load_timm, load_torchvision
 
 __all__ = ["DEFAULT", "Loaded", "load", "resolve"]
 
 DEFAULT = "bundled:cifar10-resnet20"
-_SCHEMES = ("bundled", "torchvision", "timm", "robustbench")
+_SCHEMES = ("bundled", "trained", "torchvision", "timm", "robustbench")
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def load(
 
     ==============================  ===============================================================
     `bundled:NAME`                  weights in the package; `feint.models.bundled()` lists them
+    `trained:NAME`                  weights that `feint train NAME` left in the cache
     `torchvision:NAME[:WEIGHTS]`    from torch's cache, with the weights' own mean, std and size
     `timm:NAME`                     needs the extra `zoo`
     `robustbench:NAME[:DATA[:TM]]`  needs the extra `robustbench`, and `trust`
@@ -155,8 +157,8 @@ def _open(
         raise ConfigError(f"arch is for weights in a file; {spec!r} brings its own architecture")
     if ".py:" in spec or suffix == ".py":
         return load_function(spec), {}, []
-    if colon and scheme == "bundled":
-        path = bundled_path(rest)
+    if colon and scheme in ("bundled", "trained"):
+        path = bundled_path(rest) if scheme == "bundled" else trained_path(rest)
         card = read_card(path)
         return load_checkpoint(path, None), card, []
     if colon and scheme == "torchvision":
@@ -168,7 +170,13 @@ def _open(
     if colon:
         raise UnknownNameError("kind of model", scheme, _SCHEMES)
     known = [f"bundled:{name}" for name in bundled()]
-    known += ["torchvision:NAME", "timm:NAME", "path/file.py:function", "NAME.safetensors"]
+    known += [
+        "trained:NAME",
+        "torchvision:NAME",
+        "timm:NAME",
+        "path/file.py:function",
+        "NAME.safetensors",
+    ]
     raise UnknownNameError("model", spec, known)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,6 +23,7 @@ __all__ = [
     "DefenseRecipe",
     "Schedule",
     "TrainingRecipe",
+    "content_digest",
     "list_recipes",
     "load_recipe",
 ]
@@ -155,9 +159,35 @@ def parse_fraction(value: object) -> object:
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes in the package."""
-    folder = resources.files("feint.training") / "recipes"
-    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+    """Names of the recipes in the package; a family, such as ACE's models for each λ, one by one.
+
+    A family is a file whose name has a key in braces, `cifar10-toy-ace{ace}.yaml`, and whose entry
+    `family` lists that key's values; `"{ace}"` in it stands for the member's.
+    """
+    return sorted(_shelf())
+
+
+def content_digest(recipe: TrainingRecipe | DefenseRecipe) -> str:
+    """Twelve digits that stand for everything that a recipe says."""
+    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=1)
+def _shelf() -> dict[str, str]:
+    """The text of every recipe in the package, by name."""
+    found = {}
+    for file in (resources.files("feint.training") / "recipes").iterdir():
+        if not file.name.endswith(".yaml"):
+            continue
+        stem, text = Path(file.name).stem, file.read_text("utf-8")
+        keys = re.findall(r"\{(\w+)\}", stem)
+        if not keys:
+            found[stem] = text
+            continue
+        (key,) = keys
+        for value in yaml.safe_load(text)["family"]:
+            found[stem.replace(f"{{{key}}}", str(value))] = text.replace(f"{{{key}}}", str(value))
+    return found
 
 
 def load_recipe(name: str) -> TrainingRecipe | DefenseRecipe:
@@ -173,12 +203,14 @@ def load_recipe(name: str) -> TrainingRecipe | DefenseRecipe:
             text = Path(name).read_text(encoding="utf-8")
         except OSError as error:
             raise DataError(f"cannot read recipe {name}: {error.strerror}") from None
-    elif name in list_recipes():
-        text = (resources.files("feint.training") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    elif name in _shelf():
+        text = _shelf()[name]
     else:
         raise UnknownNameError("training recipe", name, list_recipes())
     try:
-        raw = {"name": Path(name).stem, **yaml.safe_load(text)}
+        stem = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+        raw = {"name": stem, **yaml.safe_load(text)}
+        raw.pop("family", None)
         kind = raw.get("kind", "classifier")
         if kind not in ("classifier", "defense"):
             raise ConfigError(f"recipe {name}: kind is {kind!r}; expected classifier or defense")

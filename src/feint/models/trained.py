@@ -1,0 +1,43 @@
+"""Classifiers that a training recipe made on this machine: `trained:NAME`, cached by content."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from feint.core.errors import ConfigError, DataError
+
+__all__ = ["cache_folder", "trained_folder", "trained_path"]
+
+
+def cache_folder() -> Path:
+    """Where Feint keeps what can be made again: FEINT_CACHE, or else `~/.cache/feint`."""
+    given = os.environ.get("FEINT_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "feint"
+
+
+def trained_folder(name: str, digest: str) -> Path:
+    """The folder for what a training recipe makes, by the recipe's name and content."""
+    return cache_folder() / "trained" / f"{name}@{digest}"
+
+
+def trained_path(name: str) -> Path:
+    """The weights of `NAME` or `NAME@DIGEST` in the cache.
+
+    Raises:
+        DataError: There are none; the message says how to make them.
+        ConfigError: Recipes of several contents left weights of this name.
+    """
+    stem, at, _ = name.partition("@")
+    folder = cache_folder() / "trained"
+    found = sorted(folder.glob(f"{name if at else stem + '@*'}/{stem}.safetensors"))
+    if not found:
+        known = sorted({p.stem for p in folder.glob("*/*.safetensors")})
+        there = f"; there are {', '.join(known)}" if known else ""
+        raise DataError(
+            f"no trained model {name!r} in {folder}{there}; make it: feint train {stem}"
+        )
+    if len(found) > 1:
+        names = ", ".join(f"trained:{p.parent.name}" for p in found)
+        raise ConfigError(f"there are several trained models {stem!r}; say which: {names}")
+    return found[0]
