@@ -442,3 +442,17 @@ def test_missing_cifar_is_not_fetched_unless_asked(tmp_path, monkeypatch):
         load("cifar10", root=tmp_path, download=True)
     assert asked
     assert not list(tmp_path.iterdir())
+
+
+def test_random_targets_are_other_classes_drawn_by_the_index():
+    """Properties: never the own class, all others occur, equal for the same index in any subset."""
+    whole = load("bundled:cifar10", targets="random")
+    assert whole.targets is not None
+    assert not bool((whole.targets == whole.labels).any())
+    share = torch.bincount(whole.targets, minlength=10) / len(whole)
+    assert float(share.min()) > 0.05  # a tenth each: 2.4 standard errors are 0.032
+    part = load("bundled:cifar10", samples=20, targets="random")
+    places = [int((whole.index == i).nonzero()) for i in part.index]
+    assert torch.equal(part.targets, whole.targets[places])
+    with pytest.raises(ConfigError, match="expected 'random'"):
+        load("bundled:cifar10", targets="next")

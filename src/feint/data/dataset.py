@@ -164,6 +164,23 @@ class Dataset:
         rank = (words[:, 0] << 31) | (words[:, 1] >> 1)
         return self.subset(rank.argsort(stable=True)[:samples].tolist())
 
+    def with_random_targets(self) -> Dataset:
+        """The same samples, each with a target class drawn uniformly from all but its own.
+
+        The draw depends on the sample's index alone. There are as many classes as the dataset
+        names, or else as many as its largest label tells.
+
+        Raises:
+            DataError: There are fewer than two classes.
+        """
+        count = len(self.classes) if self.classes else int(self.labels.max()) + 1
+        if count < 2:
+            raise DataError(f"{self.name} has {count} class; a target needs another one")
+        keys = random.fold(random.keys(0, self.index), "targets")
+        return replace(
+            self, targets=(self.labels + random.integers(keys, 1, count)).remainder(count)
+        )
+
     def check_classes(self, count: int) -> None:
         """Require every label and target to be below `count`, the number of the model's logits.
 

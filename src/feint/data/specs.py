@@ -26,6 +26,7 @@ def load(
     fit: Fit = "stretch",
     root: str | Path | None = None,
     download: bool = False,
+    targets: str | None = None,
 ) -> Dataset:
     """Load a dataset by its spec.
 
@@ -52,6 +53,8 @@ def load(
         fit: `"stretch"` to the square, or `"crop"` its center.
         root: Where CIFAR is; by default FEINT_DATA, or else `~/.cache/feint`.
         download: Fetch CIFAR if it is missing. Nothing is ever fetched otherwise.
+        targets: `"random"` gives every sample a target class for targeted threats: any but its
+            own, by a keyed hash of its index. By default the dataset's own, if it has some.
 
     Raises:
         UnknownNameError: No such kind of data or bundled set.
@@ -72,6 +75,10 @@ def load(
         raise ConfigError(f"mode={mode!r}, fit={fit!r} without a size; give resize=SIDE too")
     data = _open(spec, split, root, download)
     data = replace(data, resize=resizing)
+    if targets is not None:
+        if targets != "random":
+            raise ConfigError(f"targets is {targets!r}; expected 'random', or leave it out")
+        data = data.with_random_targets()
     if samples is not None:
         data = data.take(samples)
     _ = data.shape  # images of several sizes are an error now, not in the middle of a run

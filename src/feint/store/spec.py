@@ -57,6 +57,8 @@ class DataSpec(_Frozen):
     fit: Literal["stretch", "crop"] = "stretch"
     root: str | None = None
     download: bool = False
+    targets: Literal["random"] | None = None
+    """Target classes for targeted threats, drawn by keys; the data set's own by default."""
 
 
 class Published(_Frozen):
@@ -186,6 +188,8 @@ class RunSpec(_Frozen):
         full = self.full
         named = {k: full[k] for k in ("cells", "shard_size", "input_size", "arch")}
         data = {k: v for k, v in full["data"].items() if k not in ("root", "download")}
+        if data["targets"] is None:
+            del data["targets"]  # runs of a time when there was no such choice stay the same
         return {"data": data, **named}
 
 
