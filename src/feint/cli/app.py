@@ -17,6 +17,7 @@ from feint.cli.evaluate import evaluate
 from feint.cli.list import list_names
 from feint.cli.report import report
 from feint.cli.train import train
+from feint.cli.verify import verify
 
 __all__ = ["app", "main"]
 
@@ -52,6 +53,7 @@ app.command()(evaluate)
 app.command()(train)
 app.command()(diagnose)
 app.command()(report)
+app.command()(verify)
 app.command("list")(list_names)
 app.command()(doctor)
 
