@@ -167,7 +167,8 @@ def evaluate(
         str,
         typer.Option(
             help="Checks beside the quick ones: all, or names such as binarisation,equal-budget; "
-            "they cost as much as the evaluation itself.",
+            "they cost as much as the evaluation itself. budget=2 lets the quick ones cost twice "
+            "what the attacks took (half of it by default), budget=none whatever it takes.",
             rich_help_panel=_WORK,
         ),
     ] = "quick",

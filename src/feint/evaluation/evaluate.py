@@ -16,7 +16,7 @@ from feint.core.norms import check_norm
 from feint.defenses.base import Defense
 from feint.evaluation import health
 from feint.evaluation.cell import Cell
-from feint.evaluation.checklist import chosen
+from feint.evaluation.checklist import budget_of, chosen
 from feint.evaluation.findings import Finding
 from feint.evaluation.loop import OnProgress, Progress, Resolver, compute_unit, execute
 from feint.evaluation.pipeline import Combine
@@ -114,8 +114,15 @@ def finish(
     checks: str = "quick",
 ) -> Evaluation:
     """Check the results, and conclude."""
-    costly = chosen(checks)
-    made = health.check(results, resolve, samples, batch_size=batch_size, costly=costly)
+    asked = chosen(checks)
+    made = health.check(
+        results,
+        resolve,
+        samples,
+        batch_size=batch_size,
+        costly=asked,
+        share=budget_of(asked),
+    )
     findings = [*extra, *made]
     return Evaluation(results, findings, conclude(results, findings), seconds)
 
@@ -168,7 +175,9 @@ def evaluate(
         cache: Finished units; by default in memory.
         on_progress: Called around every unit of work.
         checks: `"quick"` makes the quick checks, `"all"` the costly ones, too, names of
-            `feint.evaluation.checklist.COSTLY` with commas those.
+            `feint.evaluation.checklist.COSTLY` with commas those. `"budget=2"` among them lets the
+            quick ones cost twice what the attacks took (half of it by default), `"budget=none"`
+            whatever it takes.
 
     Returns:
         Cells with per-sample rows, findings and the verdict.

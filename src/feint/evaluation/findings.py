@@ -7,9 +7,12 @@ from typing import Literal
 
 from feint.evaluation.checklist import CHECKS
 
-__all__ = ["Finding", "Status"]
+__all__ = ["NOT_RUN", "Finding", "Status"]
 
 Status = Literal["pass", "warn", "fail"]
+
+NOT_RUN = "not run: budget"
+"""How the evidence of a check begins that the budget of the checks did not allow."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Finding:
             object.__setattr__(self, "threshold", known.threshold)
         if known is not None and not self.source:
             object.__setattr__(self, "source", known.source)
+
+    @property
+    def made(self) -> bool:
+        """Whether the check was made; its budget may not have allowed it."""
+        return not self.evidence.startswith(NOT_RUN)
 
     def as_dict(self) -> dict[str, str]:
         """Plain data."""

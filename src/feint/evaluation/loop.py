@@ -87,6 +87,8 @@ def execute(
             stop = min(start + shard_size, len(samples))
             rows = cache.rows(result.key, shard)
             cached = rows is not None
+            if cached and isinstance(cache, Memory):
+                _recall(result, cache, shard)
             if on_progress:
                 on_progress(Progress(cell, len(cells), position, done, total, cached))
             if rows is None:
@@ -100,6 +102,14 @@ def execute(
         result.rows = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         results.append(result)
     return results
+
+
+def _recall(result: CellResult, cache: Memory, shard: int) -> None:
+    """Add the passes that a unit took when it was computed."""
+    found = cache.examples(result.examples, shard)
+    if found is not None:
+        result.forwards += found.forwards
+        result.backwards += found.backwards
 
 
 def compute_unit(

@@ -7,6 +7,8 @@ Rules:
     2. It is an *upper* bound on robust accuracy; nothing is ever called robust.
     3. A `fail` among the findings withholds the verdict, and the text says which, and why.
     4. The grade is F with a `fail`; otherwise A without, B with up to two and C with more `warn`.
+       What the budget of the checks did not allow is unknown, and a `warn`: one for each check,
+       however many pipelines it would have looked at. So nothing that was not made leads to an A.
     5. A pipeline that no attacker met who knows it (white-box or adaptive) has no bound: its
        verdict is withheld, grade F.
     6. Every number comes with its 95 % interval, its count, and the number of attacks behind it.
@@ -136,7 +138,8 @@ def conclude(results: Sequence[CellResult], findings: Sequence[Finding]) -> Verd
         if finding.status == "fail":
             failed.setdefault(finding.check, finding)
     unbounded = [b for b in found if b.worst is None]
-    warned = sum(f.status == "warn" for f in findings)
+    warned = sum(f.status == "warn" and f.made for f in findings)
+    warned += len({f.check for f in findings if not f.made})
     text = "\n".join(map(_sentence, found)) or "No deployed pipeline was attacked: no verdict."
     withheld = bool(failed or unbounded or not found)
     if failed:

@@ -1,9 +1,10 @@
 """Checks that an evaluation runs on itself: is the number trustworthy, and if not, why.
 
 `declare` and `check_pipeline` look at the pipelines, `check_cell` at one cell's rows,
-`check_across` at the rows of several, and `check_together` tries the strongest attack again in
-small experiments, costly ones on request. Every check yields a `Finding` whether it passes or not,
-with its numbers, its threshold and its source; `feint.evaluation.checklist` lists them all.
+`check_across` at the rows of several, and `plan` lists the small experiments that try the strongest
+attack again, for `budget` to choose from; costly ones come on request. `check` makes all. Every
+check yields a `Finding` whether it passes or not, with its numbers, its threshold and its source;
+`feint.evaluation.checklist` lists them all.
 
 References:
     Carlini et al., "On evaluating adversarial robustness", 2019; Pintor et al., "Indicators of
@@ -16,7 +17,6 @@ from feint.evaluation.health.declare import Undeclared, declare
 from feint.evaluation.health.gradients import check_gradient
 from feint.evaluation.health.pipelines import check_pipeline
 from feint.evaluation.health.run import PROBE, SAMPLES, check
-from feint.evaluation.health.together import check_together
 
 __all__ = [
     "PROBE",
@@ -27,6 +27,5 @@ __all__ = [
     "check_cell",
     "check_gradient",
     "check_pipeline",
-    "check_together",
     "declare",
 ]

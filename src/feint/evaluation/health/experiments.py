@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from feint.core import random
 from feint.core.errors import GradientError
@@ -19,50 +20,52 @@ from feint.evaluation.health.declare import Undeclared
 from feint.evaluation.health.words import steps_of
 from feint.evaluation.health.wrapped import Rescaled, Watched
 from feint.evaluation.metrics import rate
-from feint.evaluation.shard import Batch
+from feint.evaluation.shard import Batch, judge_shard
 
-__all__ = ["check_experiments"]
+__all__ = [
+    "DRAWS",
+    "FEW",
+    "FEWER",
+    "LONG",
+    "SHORT",
+    "ZERO",
+    "Experiment",
+    "large_budget",
+    "more_steps",
+    "repeats",
+    "scale",
+    "single_step",
+    "watch",
+]
+
+Experiment = Callable[[Case, ParsedAttack], Iterator[Finding]]
+"""Makes findings of a case and the parsed attack of its cell."""
 
 FEW, FEWER = 16, 8
 """Samples of experiments that need few, and of those that need fewer."""
-SHORT, LONG = 3, 10
-"""Steps of an attack that shows how it works, and of one that must succeed."""
+ZERO, SHORT, LONG = 2, 5, 10
+"""Steps of an attack without a budget, of one that shows how it works, and of one that must
+succeed."""
 DRAWS = 8
 """Draws that judge where a few samples stand or fall together."""
 SHIFT = 50.0
 """Constant that is added to all logits."""
 
 
-def check_experiments(case: Case) -> Iterator[Finding]:
-    """Experiments with a case's strongest attack; all of them are cheap beside the attack itself.
-
-    Args:
-        case: A pipeline under its strongest white-box cell.
-
-    Cost: twice the attack's steps on what still stands of at most 64 samples; beyond that at most
-        what 15 steps on 64 samples cost.
-    """
-    parsed = parse_attack(case.cell.attack)
-    yield _single_step(case, parsed)
-    yield _large_budget(case, parsed)
-    yield _one_by_one(case, parsed)
-    yield _shift(case, parsed)
-    yield from _scale(case, parsed)
-    yield from _more_steps(case, parsed)
-
-
-def _single_step(case: Case, parsed: ParsedAttack) -> Finding:
+def single_step(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
+    """One step of the whole budget, on what stands."""
     check, fast = "iterative-beats-single", ATTACKS["fgsm"]
     places = case.standing
     if case.cell.norm not in fast.norms or not parsed.needs_gradient or not len(places):
         evidence = f"nothing to compare: {len(places)} samples stand against {parsed.info.name}"
-        return Finding(check, "pass", case.name, evidence)
+        yield Finding(check, "pass", case.name, evidence)
+        return
     single = parse_attack("fgsm")
     if "gradient" in parsed.kwargs:
         single = replace(single, kwargs={"gradient": parsed.kwargs["gradient"]})
     _, rows = case.attack(single, case.select(places))
     lost = case.also_lost(places, rows["correct"], rows["draws"])
-    return Finding(
+    yield Finding(
         check,
         graded(lost),
         case.name,
@@ -78,18 +81,13 @@ def _whole_box(case: Case) -> float:
     return float(distance(largest, torch.zeros_like(largest), case.cell.norm))
 
 
-def _few(case: Case, count: int) -> Batch:
-    """The first samples; half of them where each costs a batch of draws."""
-    count = count // 2 if is_stochastic(case.subject.pipeline(case.cell)) else count
-    return case.batch.select(slice(0, count))
-
-
-def _large_budget(case: Case, parsed: ParsedAttack) -> Finding:
+def large_budget(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
     """With the whole box to move in, the attack must do what handing in another image does."""
-    check, few = "large-budget-breaks", _few(case, FEW)
+    check, few = "large-budget-breaks", case.batch
     if parsed.info.goal != "budget" or case.cell.targeted:
         evidence = f"{parsed.info.name} has no budget to raise, or a target to reach: 0 tried"
-        return Finding(check, "pass", case.name, evidence)
+        yield Finding(check, "pass", case.name, evidence)
+        return
     eps = _whole_box(case)
     more = {"eps": eps, "stop": "success"}
     if parsed.fixes("step_size"):  # the cell's own step was made for the cell's own budget
@@ -99,12 +97,12 @@ def _large_budget(case: Case, parsed: ParsedAttack) -> Finding:
     draws = int(rows["draws"].max())
     left = rate(rows["correct"] / rows["draws"], draws)
     # Another sample's image: what an attacker without any budget limit can hand in.
-    others = case.batch.x.roll(len(case.batch) // 2, 0)[: len(few)]
+    others = few.x.roll(-(-len(few) // 2), 0)
     keys = random.keys(case.cell.seed, few.index).to(few.x.device)
     swapped = case.judge(others, few.y, keys, DRAWS, "another image")
     other = rate(swapped.correct.double().numpy() / swapped.draws, swapped.draws)
     bad = left.value > other.value and left.low > other.high
-    return Finding(
+    yield Finding(
         check,
         "fail" if bad else "pass",
         case.name,
@@ -113,13 +111,31 @@ def _large_budget(case: Case, parsed: ParsedAttack) -> Finding:
     )
 
 
-def _one_by_one(case: Case, parsed: ParsedAttack) -> Finding:
-    check, few = "attack-batch-invariance", _few(case, FEWER)
+def repeats(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
+    """A short attack once, one by one, in reverse, and with a constant added to the logits."""
+    few, short = case.batch, reduced(parsed, SHORT, stop="success")
+    view, once = case.subject.attacked(case.cell), case.find(short, case.batch)
+    yield _one_by_one(case, short, few, once.x_adv)
+    cell = replace(case.cell, judge_draws=min(DRAWS, case.cell.judge_draws))
+    found = [once, *(case.find(short, few, view=Rescaled(view, shift=s)) for s in (SHIFT, -SHIFT))]
+    rows = [judge_shard(cell, case.subject, few, f, case.batch_size) for f in found]
+    stand = [r["correct"] / r["draws"] > 0.5 for r in rows]
+    other = max(int((s != stand[0]).sum()) for s in stand[1:])
+    standing = " / ".join(str(int(s.sum())) for s in stand)
+    yield Finding(
+        "logit-shift",
+        "fail" if other > 1 else "pass",
+        case.name,
+        f"with 0 / +{SHIFT:g} / −{SHIFT:g} added to all logits, which is the same classifier, "
+        f"{standing} of {len(few)} samples stand, {other} of them others (fail above 1)",
+    )
+
+
+def _one_by_one(case: Case, short: ParsedAttack, few: Batch, whole: Tensor) -> Finding:
+    check = "attack-batch-invariance"
     if _unkeyed(case):
         evidence = "the pipeline's draws hang on the batch, so 0 samples could be compared"
         return Finding(check, "pass", case.name, evidence)
-    short = reduced(parsed, SHORT)
-    whole = case.find(short, few).x_adv
     alone = case.find(short, few, batch_size=1).x_adv
     moved = case.find(short, few.select(torch.arange(len(few)).flip(0))).x_adv.flip(0)
     apart = max(float(((whole - o).abs() > 1e-5).double().mean()) for o in (alone, moved))
@@ -138,25 +154,7 @@ def _unkeyed(case: Case) -> bool:
     return any(isinstance(m, Undeclared) and not m.keyed for m in pipeline.modules())
 
 
-def _shift(case: Case, parsed: ParsedAttack) -> Finding:
-    check, few = "logit-shift", _few(case, FEWER)
-    view, short = case.subject.attacked(case.cell), reduced(parsed, LONG, stop="success")
-    found = []
-    for shift in (0.0, SHIFT, -SHIFT):
-        _, rows = case.attack(short, few, view=Rescaled(view, shift=shift), draws=DRAWS)
-        found.append(rows["correct"] / rows["draws"] > 0.5)
-    other = max(int((f != found[0]).sum()) for f in found[1:])
-    standing = " / ".join(str(int(f.sum())) for f in found)
-    return Finding(
-        check,
-        "fail" if other > 1 else "pass",
-        case.name,
-        f"with 0 / +{SHIFT:g} / −{SHIFT:g} added to all logits, which is the same classifier, "
-        f"{standing} of {len(few)} samples stand, {other} of them others (fail above 1)",
-    )
-
-
-def _scale(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
+def scale(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
     """Logits of a spread of one: what temperature or saturation hid comes to light."""
     check, places = "logit-scale", case.standing[:FEW]
     if not parsed.needs_gradient:
@@ -182,13 +180,13 @@ def _scale(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
     )
 
 
-def _more_steps(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
+def more_steps(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
     """Twice the steps on the samples that still stand, with an eye on the gradients on the way."""
     check, path, steps = "more-steps-do-not-help", "gradients-along-the-path", steps_of(parsed)
     if steps is None:
         return
     places, n = case.standing, len(case.batch)
-    watched = _watch(case, parsed)
+    watched = watch(case, parsed)
     if len(places) == 0:
         evidence = f"no sample of {n} stands to be tried"
         yield Finding(check, "pass", case.name, evidence)
@@ -225,7 +223,8 @@ def _more_steps(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
         )
 
 
-def _watch(case: Case, parsed: ParsedAttack) -> Watched | None:
+def watch(case: Case, parsed: ParsedAttack) -> Watched | None:
+    """The attack's estimator with an eye on its gradients; None if it has none."""
     if "gradient" not in parsed.info.parameters or not parsed.needs_gradient:
         return None
     base = parsed.effective("gradient")

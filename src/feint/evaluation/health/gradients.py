@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,11 @@ from feint.evaluation.attackers import EOT_DRAWS, ParsedAttack
 from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding, Status
 from feint.evaluation.health.declare import Undeclared, unlike
-from feint.evaluation.health.foretell import check_slopes, check_stability
+from feint.evaluation.health.foretell import check_slopes, check_stability, inside
+from feint.evaluation.recorder import counted
 from feint.evaluation.shard import Batch, Subject
 
-__all__ = ["check_gradient"]
+__all__ = ["check_gradient", "check_slope", "gradient_passes"]
 
 STEP = 2 / 255
 """Step along the gradient, in image units; less if the budget is less."""
@@ -34,8 +36,59 @@ HELPFUL, USELESS = 0.8, 0.65
 below the second a failure. A gradient of pure noise reaches about one half."""
 SOME = 8
 """Samples whose gradients are estimated once more, where each costs a batch of draws."""
+LOST = 0.1
+"""Share of zero gradients above which nothing else of them is looked at."""
 SIGNAL, STANDING = 0.1, 0.05
 """Cosine of two estimates below which draws resolve nothing, if more than this share stands."""
+
+
+Slope = Callable[[GradientEstimator, Loss, Tensor, Tensor, Tensor], Tensor]
+
+
+def _slopes(view: nn.Module, batch_size: int) -> Slope:
+    """Gradients of a view, so many images at a time that the draws of each fit."""
+    few = max(1, batch_size // EOT_DRAWS) if is_stochastic(view) else batch_size
+
+    def slope(
+        estimator: GradientEstimator, loss: Loss, y: Tensor, x: Tensor, drawn: Tensor
+    ) -> Tensor:
+        parts = [slice(i, i + few) for i in range(0, len(x), few)]
+        found = [estimator(view, x[p], y[p], loss, drawn[p]).gradient for p in parts]
+        return torch.cat(found)
+
+    return slope
+
+
+def _estimator(subject: Subject, cell: Cell, view: nn.Module) -> GradientEstimator | None:
+    """What the cell's attack estimates gradients with; None if it asks for none."""
+    attack = subject.attacker(cell)
+    if attack.attack.info.knowledge != "gradient":
+        return None
+    used: GradientEstimator | None = attack.settings().get("gradient")
+    if used is None:
+        used = eot(EOT_DRAWS) if is_stochastic(view) else backprop
+    return used
+
+
+def gradient_passes(subject: Subject, cell: Cell, batch: Batch) -> float:
+    """Forward passes that one gradient of the cell's attack takes, a backward pass counted as two.
+
+    Args:
+        subject: The cell's objects.
+        cell: A white-box cell.
+        batch: At least one sample.
+
+    Cost: one gradient of one sample.
+    """
+    view = subject.attacked(cell)
+    used = _estimator(subject, cell, view)
+    if used is None:
+        return 1.0
+    one = batch.select(slice(0, 1))
+    keys = random.keys(cell.seed, one.index).to(one.x.device)
+    with counted(view) as passes, suppress(GradientError):
+        used(view, one.x, one.y, margin, keys)
+    return max(1.0, passes.forwards + 2.0 * passes.backwards)
 
 
 def check_gradient(
@@ -55,21 +108,11 @@ def check_gradient(
     keys = random.keys(cell.seed, batch.index).to(batch.x.device)
     yield _exact_view(view, pipeline, batch.x, keys, name)
     attack = subject.attacker(cell)
-    if attack.attack.info.knowledge != "gradient":
-        return
-    used = attack.settings().get("gradient")
+    used = _estimator(subject, cell, view)
     if used is None:
-        used = eot(EOT_DRAWS) if is_stochastic(view) else backprop
-    few = max(1, batch_size // EOT_DRAWS) if is_stochastic(view) else batch_size
+        return
     some = SOME if is_stochastic(view) else len(batch)
-
-    def slope(
-        estimator: GradientEstimator, loss: Loss, y: Tensor, x: Tensor, drawn: Tensor
-    ) -> Tensor:
-        parts = [slice(i, i + few) for i in range(0, len(x), few)]
-        found = [estimator(view, x[p], y[p], loss, drawn[p]).gradient for p in parts]
-        return torch.cat(found)
-
+    slope = _slopes(view, batch_size)
     try:
         gradient = slope(used, margin, batch.y, batch.x, keys)
     except GradientError as error:
@@ -85,21 +128,48 @@ def check_gradient(
             goal = batch.goal(cell.targeted)[:some]
             dead = slope(used, own, goal, batch.x[:some], keys[:some])
             yield _alive(dead, name, attack.attack)
-        # One draw for a random pipeline: the same in the gradient and in what happens.
-        yield from check_slopes(
-            pipeline,
-            lambda x: slope(backprop, margin, batch.y, x, keys),
-            batch,
-            keys,
-            name,
-            batch_size,
-        )
-    yield from check_stability(pipeline, batch, keys, name, batch_size)
     yield _agreement(pipeline, cell, batch, keys, gradient, name, batch_size)
     if is_stochastic(view):
         drawn = random.fold(keys[:some], "second estimate")
         other = slope(used, margin, batch.y[:some], batch.x[:some], drawn)
         yield _signal(gradient[:some], other, name, left)
+
+
+def check_slope(
+    subject: Subject, cell: Cell, batch: Batch, name: str, batch_size: int
+) -> Iterator[Finding]:
+    """Does the view's gradient foretell what happens, and is the loss stable?
+
+    Nothing where the gradient is zero or refused: `check_gradient` says so.
+
+    Args:
+        subject: The cell's objects.
+        cell: A white-box cell.
+        batch: A few samples.
+        name: The pipeline in words.
+        batch_size: Images per pass.
+
+    Cost: one gradient and 17 forward passes per sample; one more if the pipeline is random.
+    """
+    view, pipeline = subject.attacked(cell), subject.pipeline(cell)
+    keys = random.keys(cell.seed, batch.index).to(batch.x.device)
+    if _estimator(subject, cell, view) is None:
+        return
+    if subject.attacker(cell).attack.needs_gradient:
+        slope = _slopes(view, batch_size)
+        try:
+            gradient = slope(backprop, margin, batch.y, inside(batch.x), keys)
+        except GradientError:
+            return
+        if not bool(gradient.isfinite().all()) or _share_of_zeros(gradient) > LOST:
+            return
+        # One draw for a random pipeline: the same in the gradient and in what happens.
+        yield from check_slopes(pipeline, gradient, batch, keys, name, batch_size)
+    yield from check_stability(pipeline, batch, keys, name, batch_size)
+
+
+def _share_of_zeros(gradient: Tensor) -> float:
+    return float((gradient == 0).flatten(1).all(1).double().mean()) if len(gradient) else 0.0
 
 
 def _own_loss(attack: ParsedAttack, targeted: bool) -> Loss | None:
@@ -109,7 +179,7 @@ def _own_loss(attack: ParsedAttack, targeted: bool) -> Loss | None:
 
 
 def _alive(gradient: Tensor, name: str, attack: ParsedAttack) -> Finding:
-    dead = float((gradient == 0).flatten(1).all(1).double().mean())
+    dead = _share_of_zeros(gradient)
     status: Status = "fail" if dead > 0.5 else "warn" if dead > 0.1 else "pass"
     evidence = (
         f"the gradient of the attack's own loss, {attack.effective('loss')}, is zero on "
@@ -172,7 +242,7 @@ def _zeros(view: nn.Module, x: Tensor, keys: Tensor, gradient: Tensor, name: str
     if zero > 0 or bad > 0:
         module = find_gradient_loss(view, x, keys) if zero > 0 else _first_bad(view, x, keys)
         evidence += f"; lost in module {module!r}" if module else ""
-        status = "fail" if zero > 0.1 or bad > 0 else "warn"
+        status = "fail" if zero > LOST or bad > 0 else "warn"
     return Finding("zero-gradient", status, name, evidence + " (fail above 10 %)")
 
 

@@ -17,12 +17,12 @@ from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding, Status
 from feint.evaluation.health.declare import DIFFERENT, Undeclared, unlike
 from feint.evaluation.health.differentiable import check_parts
-from feint.evaluation.health.gradients import check_gradient
+from feint.evaluation.health.gradients import check_gradient, check_slope
 from feint.evaluation.health.words import knows
 from feint.evaluation.shard import Batch, Subject
 from feint.evaluation.verdict import name_of
 
-__all__ = ["check_pipeline"]
+__all__ = ["CONTRACT", "check_contract", "check_pipeline"]
 
 COUPLED = 1e-3
 """Logits alone and in a batch may differ by this share of the largest: rounding stays below."""
@@ -30,6 +30,15 @@ ALONE = 8
 """Samples that are asked alone."""
 
 
+CONTRACT = (
+    "input-and-mode",
+    "outputs-are-logits",
+    "declared-randomness",
+    "batch-independence",
+    "static-state",
+    "static-process",
+)
+"""What `check_contract` looks at."""
 _MODAL = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.dropout._DropoutNd,
@@ -51,20 +60,39 @@ def check_pipeline(
 
     Cost: about 40 forward passes per sample, and 16 backward passes if the pipeline is stochastic.
     """
-    pipeline = subject.pipeline(cell)
     name = name_of(cell.model, cell.defense)
-    keys = random.keys(cell.seed, batch.index).to(batch.x.device)
-    with torch.no_grad():
-        logits = call(pipeline, batch.x, keys)
-        yield _input(pipeline, batch.x, name)
-        yield _probabilities(logits, name)
-        yield _randomness(pipeline, batch.x, keys, logits, name)
-        yield _coupling(pipeline, batch.x, keys, logits, name)
-        yield _state(pipeline, batch.x, keys, name)
-        yield _process(pipeline, batch.x, keys, name)
+    yield from check_contract(subject, cell, batch, name)
     if knows(cell):
         yield from check_parts(subject, cell, batch, name)
         yield from check_gradient(subject, cell, batch, name, batch_size, left)
+        yield from check_slope(subject, cell, batch, name, batch_size)
+
+
+@torch.no_grad()
+def check_contract(subject: Subject, cell: Cell, batch: Batch, name: str) -> Iterator[Finding]:
+    """Inputs, outputs, randomness, batch-mates and state: the checks of `CONTRACT`.
+
+    Args:
+        subject: The cell's objects.
+        cell: A cell of the pipeline.
+        batch: A few samples.
+        name: The pipeline in words.
+
+    Cost: eight forward passes per sample.
+    """
+    pipeline = subject.pipeline(cell)
+    keys = random.keys(cell.seed, batch.index).to(batch.x.device)
+    before, states = _generators(), _state(pipeline, copy=True)
+    with _Asked() as asked:
+        logits = call(pipeline, batch.x, keys)
+    after, now = _generators(), _state(pipeline)
+    yield _input(pipeline, batch.x, name)
+    yield _probabilities(logits, name)
+    yield _randomness(pipeline, batch.x, keys, logits, name)
+    yield _coupling(pipeline, batch.x, keys, logits, name)
+    yield _static(states, now, name)
+    drawn = [kind for kind in before if before[kind] != after.get(kind)]
+    yield _process(drawn, asked.gradients, name)
 
 
 def _input(pipeline: nn.Module, x: Tensor, name: str) -> Finding:
@@ -142,11 +170,12 @@ def _coupling(pipeline: nn.Module, x: Tensor, keys: Tensor, logits: Tensor, name
     return Finding(check, "fail" if off > COUPLED else "pass", name, evidence)
 
 
-def _state(pipeline: nn.Module, x: Tensor, keys: Tensor, name: str) -> Finding:
+def _state(pipeline: nn.Module, copy: bool = False) -> dict[str, Tensor]:
     named = {**dict(pipeline.named_parameters()), **dict(pipeline.named_buffers())}
-    before = {k: v.detach().clone() for k, v in named.items()}
-    call(pipeline, x, keys)
-    after = {**dict(pipeline.named_parameters()), **dict(pipeline.named_buffers())}
+    return {k: v.detach().clone() if copy else v.detach() for k, v in named.items()}
+
+
+def _static(before: dict[str, Tensor], after: dict[str, Tensor], name: str) -> Finding:
     changed = [k for k, v in after.items() if k not in before or not _same(v, before[k])]
     evidence = f"{len(changed)} of {len(before)} parameters and buffers change in a forward pass"
     if changed:
@@ -183,21 +212,16 @@ def _generators() -> dict[str, bytes]:
     return found
 
 
-def _process(pipeline: nn.Module, x: Tensor, keys: Tensor, name: str) -> Finding:
-    before = _generators()
-    with _Asked() as asked:
-        call(pipeline, x, keys)
-    after = _generators()
-    drawn = [kind for kind in before if before[kind] != after.get(kind)]
+def _process(drawn: list[str], gradients: int, name: str) -> Finding:
     evidence = (
         f"a forward pass draws from {len(drawn)} global generators and asks for "
-        f"{asked.gradients} gradients of its own"
+        f"{gradients} gradients of its own"
     )
     if drawn:
         evidence += f" (drawn from: {', '.join(drawn)}; such draws cannot be repeated)"
-    if asked.gradients:
+    if gradients:
         evidence += "; a pipeline that optimises while it answers must be attacked through that"
-    bad = bool(drawn) or asked.gradients > 0
+    bad = bool(drawn) or gradients > 0
     return Finding("static-process", "warn" if bad else "pass", name, evidence)
 
 

@@ -11,45 +11,41 @@ from torch import Tensor
 
 from feint.core import random
 from feint.core.norms import random_in_ball
-from feint.evaluation.attackers import parse_attack
+from feint.evaluation.attackers import ParsedAttack
 from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding, Status
 from feint.evaluation.health.case import Case, case_of
-from feint.evaluation.health.costly import EXPERIMENTS
 from feint.evaluation.health.declare import Undeclared
-from feint.evaluation.health.experiments import check_experiments
+from feint.evaluation.health.experiments import ZERO
 from feint.evaluation.health.words import attack_words, knows, steps_of
 from feint.evaluation.results import CellResult
 from feint.evaluation.scenarios import get_scenario
 from feint.evaluation.shard import Batch, Subject
 
-__all__ = ["check_together"]
+__all__ = ["RANDOM_POINTS", "cases_of", "check_rows", "random_points", "zero_budget"]
 
 RANDOM_POINTS = 20
 """Random points per sample of the blind control."""
-FEW = 16
-"""Samples that are attacked with a budget of zero."""
 NUMBERS = 1 << 22
 """Random numbers that are drawn at a time."""
 
 
-def check_together(
+def cases_of(
     group: Sequence[CellResult],
     resolve: Callable[[Cell], Subject],
     batch: Batch,
     batch_size: int,
-    costly: Sequence[str] = (),
-) -> Iterator[Finding]:
-    """Checks of one pipeline's cells against each other, and against blind controls.
+) -> list[Case]:
+    """One pipeline's cells by threat model, those that hold an attacker who knows the pipeline.
 
     Args:
         group: The cells of one deployed pipeline.
         resolve: Gives a cell's objects.
         batch: The run's first samples.
         batch_size: Images per forward pass.
-        costly: Names of checks on request.
     """
     threats = list(dict.fromkeys((r.cell.norm, r.cell.targeted) for r in group if knows(r.cell)))
+    found = []
     for norm, targeted in threats:
         here = [
             r
@@ -60,13 +56,18 @@ def check_together(
         if len(threats) > 1:
             words = f"{case.name}, {norm}" + (", targeted" if targeted else "")
             case = replace(case, name=words)
-        yield from _weaker_attackers(case)
-        yield from _larger_budgets(here, case.name)
-        yield _random_points(case)
-        yield _zero_budget(case)
-        yield from check_experiments(case)
-        for check in costly:
-            yield from EXPERIMENTS[check](case) if check in EXPERIMENTS else ()
+        found.append(case)
+    return found
+
+
+def check_rows(case: Case) -> Iterator[Finding]:
+    """What a case's rows say of each other: it needs no pass.
+
+    Args:
+        case: A pipeline's cells of one threat model.
+    """
+    yield from _weaker_attackers(case)
+    yield from _larger_budgets(case.group, case.name)
 
 
 def _weaker_attackers(case: Case) -> Iterator[Finding]:
@@ -108,12 +109,13 @@ def _larger_budgets(group: Sequence[CellResult], name: str) -> Iterator[Finding]
             )
 
 
-def _random_points(case: Case) -> Finding:
+def random_points(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
     """Random points of the ball (half of them corners for linf) against the white-box attacks."""
     check, places = "random-does-not-win", case.standing
     if not len(places):
         evidence = f"0 of {len(case.batch)} samples stand to be tried at random points"
-        return Finding(check, "pass", case.name, evidence)
+        yield Finding(check, "pass", case.name, evidence)
+        return
     cell, batch = case.cell, case.select(places)
     keys = random.keys(cell.seed, batch.index).to(batch.x.device)
     size = max(1, NUMBERS // (RANDOM_POINTS * batch.x[0].numel()))
@@ -125,7 +127,7 @@ def _random_points(case: Case) -> Finding:
     draws = max(2, cell.judge_draws)
     found = case.judge(torch.cat(parts), batch.y, keys, draws, "blind-judge")
     lost = case.also_lost(places, found.correct.numpy(), found.draws)
-    return Finding(
+    yield Finding(
         check,
         "fail" if lost.mean() > 0.02 else "warn" if lost.any() else "pass",
         case.name,
@@ -151,18 +153,18 @@ def _worst_point(case: Case, batch: Batch, keys: Tensor) -> Tensor:
     return points[best.to(points.device)]
 
 
-def _zero_budget(case: Case) -> Finding:
+def zero_budget(case: Case, parsed: ParsedAttack) -> Iterator[Finding]:
     """The attack with a budget of zero: it must give the images back, judged as they were."""
-    few, parsed = case.batch.select(slice(0, FEW)), parse_attack(case.cell.attack)
-    check = "zero-budget"
+    few, check = case.batch, "zero-budget"
     if parsed.info.goal != "budget" or "eps" not in parsed.info.parameters:
         evidence = f"{parsed.info.name} has no budget to set to zero"
-        return Finding(check, "pass", case.name, evidence)
+        yield Finding(check, "pass", case.name, evidence)
+        return
     # Whatever budget the expression names, here it is zero; a few steps show as much as many.
     kwargs = {**parsed.kwargs, "eps": 0.0}
     steps = steps_of(parsed)
     if steps is not None:
-        kwargs["steps"] = min(3, steps)
+        kwargs["steps"] = min(ZERO, steps)
     x_adv, rows = case.attack(replace(parsed, kwargs=kwargs), few, 0.0)
     moved = int((x_adv != few.x).flatten(1).any(1).sum())
     evidence = f"at eps = 0 the attack changes {moved} of {len(few)} images"
@@ -184,4 +186,4 @@ def _zero_budget(case: Case) -> Finding:
             f", and {other} are judged otherwise than the clean ones (one may be, by rounding)"
         )
     status: Status = "pass" if moved == 0 and other <= 1 else "fail"
-    return Finding(check, status, case.name, evidence)
+    yield Finding(check, status, case.name, evidence)
