@@ -16,6 +16,7 @@ from feint.cli.doctor import doctor
 from feint.cli.evaluate import evaluate
 from feint.cli.list import list_names
 from feint.cli.report import report
+from feint.cli.reproduce import reproduce
 from feint.cli.train import train
 from feint.cli.verify import verify
 
@@ -53,6 +54,7 @@ app.command()(evaluate)
 app.command()(train)
 app.command()(diagnose)
 app.command()(report)
+app.command()(reproduce)
 app.command()(verify)
 app.command("list")(list_names)
 app.command()(doctor)

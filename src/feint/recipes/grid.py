@@ -1,0 +1,140 @@
+"""The points of a recipe's table at a scale: labels, fields, published numbers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from feint.core.errors import ConfigError, UnknownNameError
+from feint.models import bundled
+from feint.recipes.schema import Recipe, Scale
+from feint.training.recipe import content_digest, list_recipes, load_recipe
+
+__all__ = ["Point", "adaptive_fields", "points", "resolve_model"]
+
+_MODELS = ("model", "source")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One number of a table."""
+
+    labels: tuple[str, ...]
+    """One of each axis."""
+    fields: dict[str, Any] = field(hash=False)
+    published: float | None = None
+    """In the metric's unit: of shares in [0, 1]."""
+
+
+def points(recipe: Recipe, scale: Scale, given: Mapping[str, str]) -> list[Point]:
+    """Every point, along the last axis first.
+
+    Args:
+        recipe: The recipe.
+        scale: One of its scales.
+        given: Model specs by role, which win over the scale's.
+
+    Raises:
+        ConfigError: A field in braces that is not there; a role that must be given, and was not.
+    """
+    for role in given:
+        if role not in scale.models:
+            raise UnknownNameError(f"model role of {recipe.name}", role, scale.models)
+    axes = {
+        name: {
+            label: {**own, **scale.axes.get(name, {}).get(label, {})}
+            for label, own in found.items()
+        }
+        for name, found in recipe.axes.items()
+    }
+    found = []
+    for labels in itertools.product(*axes.values()):
+        fields: dict[str, Any] = {**recipe.base, **scale.base}
+        for name, label in zip(axes, labels, strict=True):
+            fields.update(axes[name][label])
+        fields = _filled(fields, dict(zip(axes, labels, strict=True)), recipe.name)
+        for key in _MODELS:
+            if key in fields:
+                fields[key] = resolve_model(str(fields[key]), recipe, scale, given)
+        found.append(Point(labels, fields, _published(recipe, labels)))
+    return found
+
+
+def adaptive_fields(recipe: Recipe, scale: Scale, point: Point) -> dict[str, Any] | None:
+    """The fields of the attacker who knows the defense; None if the recipe has none for the point.
+
+    A point may opt out, or set fields of its own, with the field `adaptive`.
+    """
+    own = point.fields.get("adaptive", {})
+    if recipe.adaptive is None or own is None or own is False:
+        return None
+    changes = {**recipe.adaptive, **scale.adaptive, **own}
+    return {**point.fields, **changes}
+
+
+def resolve_model(text: str, recipe: Recipe, scale: Scale, given: Mapping[str, str]) -> str:
+    """A model spec: of a role, of a bundled model, or of what a training recipe makes.
+
+    `@ROLE` is what the user gave for the role, or the scale's. A name alone, `cifar10-toy`, is a
+    bundled model if there is one, and otherwise that of the training recipe of this name.
+
+    Raises:
+        ConfigError: A role that must be given.
+        UnknownNameError: No such role, or name.
+    """
+    if text.startswith("@"):
+        role = text[1:]
+        if role not in scale.models:
+            raise UnknownNameError(f"model role of {recipe.name}", role, scale.models)
+        text = given.get(role, scale.models[role])
+        if text == "?":
+            what = recipe.needs.get(role, "a classifier, images in [0, 1] in, logits out")
+            raise ConfigError(
+                f"{recipe.name} needs {role} ({what}); give it with --model '{role}=SPEC'"
+            )
+    if any(mark in text for mark in (":", "/", "|")) or text.endswith(".safetensors"):
+        return text
+    plain = text.removesuffix("-ace0")  # λ = 0 is the classifier without ACE
+    for name in (text, plain):
+        if name in bundled():
+            return f"bundled:{name}"
+    if text in list_recipes():
+        return f"trained:{text}@{content_digest(load_recipe(text))}"
+    raise UnknownNameError("model", text, [*bundled(), *list_recipes()])
+
+
+def _filled(fields: dict[str, Any], labels: Mapping[str, str], name: str) -> dict[str, Any]:
+    """Fields with what stands in braces in their texts; twice, as a field may name another."""
+
+    def fill(value: object, known: Mapping[str, Any]) -> Any:
+        if isinstance(value, str) and "{" in value:
+            try:
+                return value.format_map(known)
+            except (KeyError, ValueError, IndexError) as error:
+                raise ConfigError(
+                    f"recipe {name}: {value!r} cannot be filled ({error}); known: "
+                    f"{', '.join(map(str, known))}"
+                ) from None
+        if isinstance(value, Mapping):
+            return {key: fill(inner, known) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [fill(inner, known) for inner in value]
+        return value
+
+    for _ in range(2):
+        fields = {key: fill(value, {**labels, **fields}) for key, value in fields.items()}
+    return fields
+
+
+def _published(recipe: Recipe, labels: tuple[str, ...]) -> float | None:
+    found: Any = recipe.targets
+    for label, axis in zip(labels, recipe.axes.values(), strict=True):
+        if isinstance(found, list):
+            found = dict(zip(axis, found, strict=True)).get(label)
+        elif isinstance(found, Mapping):
+            found = {str(k): v for k, v in found.items()}.get(label)
+    if found is None:
+        return None
+    return float(found) / 100 if recipe.unit == "percent" else float(found)

@@ -1,0 +1,194 @@
+"""A reproduced table or figure, as people read it: terminal, Markdown, JSON and figure files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from feint.diagnostics.numbers import Number
+from feint.recipes.reproduce import Entry, Reproduction
+from feint.reports.figures import save
+from feint.reports.reproduction_figures import draw
+from feint.store.files import write_atomic
+
+__all__ = ["Rendered", "number_words", "write"]
+
+_SIGN = {True: "hit", False: "miss", None: ""}
+_STYLE = {True: "green", False: "yellow", None: ""}
+_ANSWER = {"holds": "green", "fails": "bold red", "undecided": "yellow"}
+
+
+def number_words(number: Number | None, share: bool) -> str:
+    """`"81.5 [75.5, 86.3]"`: shares in percent, other numbers with three digits."""
+    if number is None or number.value is None:
+        return "–"
+
+    def text(value: float) -> str:
+        return f"{100 * value:.1f}" if share else f"{value:.3g}"
+
+    if number.low is None or number.high is None:
+        return text(number.value)
+    return f"{text(number.value)} [{text(number.low)}, {text(number.high)}]"
+
+
+def _published(entry: Entry) -> str:
+    value = entry.point.published
+    if value is None:
+        return "–"
+    return f"{100 * value:.4g}" if entry.share else f"{value:.4g}"
+
+
+def _head(axes: Sequence[str], found: Reproduction) -> list[str]:
+    head = [*axes, "published", "ours [95 %]", ""]
+    return [*head, "adaptive [95 %]"] if _knows(found) else head
+
+
+def _knows(found: Reproduction) -> bool:
+    return any(e.adaptive is not None for e in found.entries)
+
+
+def _row(entry: Entry, known: bool) -> list[str]:
+    row = [
+        *entry.point.labels,
+        _published(entry),
+        number_words(entry.ours, entry.share),
+        _SIGN[entry.hit],
+    ]
+    return [*row, number_words(entry.adaptive, entry.share)] if known else row
+
+
+def _units(found: Reproduction) -> str:
+    kinds = {e.share for e in found.entries}
+    if kinds == {True}:
+        return "Shares in percent."
+    return "" if kinds == {False} else "Shares in percent; other numbers as they are."
+
+
+def _summary(found: Reproduction) -> str:
+    known = found.hits + found.misses
+    text = "the published numbers are lost" if not known else ""
+    if known:
+        text = f"{found.hits} of {known} published numbers agree within the sampling errors"
+    if found.scale == "smoke":
+        text += "; a smoke test says nothing about the paper"
+    if found.evaluations and _checks(found) != "none":
+        grades = ", ".join(dict.fromkeys(e.verdict.grade for e in found.evaluations))
+        text += f"; checks of the evaluation: grade {grades}"
+        text += f", failed: {', '.join(found.failed)}" if found.failed else ""
+    return text
+
+
+def _checks(found: Reproduction) -> str:
+    """Which checks the scale asks for."""
+    return found.recipe.scales[found.scale].checks
+
+
+class Rendered:
+    """The table in a terminal; narrow or wide, plain in a pipe."""
+
+    def __init__(self, found: Reproduction) -> None:
+        self.found = found
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        found, recipe = self.found, self.found.recipe
+        yield Text(f"{recipe.place}: {recipe.title}", style="bold")
+        yield Text(f"{recipe.name}, scale {found.scale}: {recipe.scales[found.scale].about}")
+        axes = list(recipe.axes)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        known = _knows(found)
+        for name in axes:
+            table.add_column(escape(name), min_width=min(10, max(len(name), 3)), overflow="fold")
+        table.add_column("published", justify="right", no_wrap=True, min_width=9)
+        table.add_column("ours [95 %]", justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)
+        if known:
+            table.add_column("adaptive [95 %]", justify="right", no_wrap=True, style="red")
+        before: tuple[str, ...] = ()
+        for entry in found.entries:
+            labels, row = entry.point.labels, _row(entry, known)
+            for place in range(len(labels) - 1):
+                if labels[: place + 1] == before[: place + 1]:
+                    row[place] = ""
+            if before and labels[:-2] != before[:-2]:
+                table.add_section()
+            before = labels
+            sign = len(axes) + 2
+            cells = [Text(text) for text in row]
+            cells[sign].stylize(_STYLE[entry.hit])
+            table.add_row(*cells)
+        yield table
+        for claim in found.claims:
+            line = Text(f"{claim.answer:9} ", style=_ANSWER[claim.answer])
+            who = "" if claim.claim.by == "paper" else " (we say)"
+            line.append(f"{claim.claim.say}{who}", style="default not bold")
+            yield line
+            yield Text(f"          {claim.evidence}", style="dim")
+        yield Text(_summary(found))
+
+
+def markdown(found: Reproduction) -> str:
+    """The table as a page of its own."""
+    recipe, axes, known = found.recipe, list(found.recipe.axes), _knows(found)
+    lines = [f"# {recipe.place}: {recipe.title}", ""]
+    lines += [f"`feint reproduce {recipe.name} --scale {found.scale}`", ""]
+    lines += [f"**Scale `{found.scale}`.** {recipe.scales[found.scale].about} {_units(found)}", ""]
+    if recipe.about:
+        lines += [recipe.about, ""]
+    head = _head([*axes], found)
+    lines += [_line(head), _line(["---"] * len(head))]
+    lines += [_line(_row(e, known)) for e in found.entries]
+    lines += ["", _summary(found)[:1].upper() + _summary(found)[1:] + ".", ""]
+    if found.claims:
+        lines += ["| claim | by | the numbers say | evidence |", "|---|---|---|---|"]
+        lines += [
+            _line([c.claim.say, c.claim.by, f"**{c.answer}**", c.evidence]) for c in found.claims
+        ]
+        lines.append("")
+    if recipe.drawing is not None:
+        stem = recipe.name.partition("/")[2]
+        lines += [f"![{recipe.title}]({stem}.png)", ""]
+    about = found.provenance
+    git = about.get("git") or {}
+    lines += [
+        f"{about['cpu']}, {about['cores']} cores, torch {about['packages']['torch']}, feint "
+        f"{about['packages']['feint']}, commit {str(git.get('commit') or 'unknown')[:12]}, seed "
+        f"{about['seed']}; {found.seconds:.0f} s in the last session.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def write(found: Reproduction, folder: Path) -> list[Path]:
+    """Write `TABLE.json`, `TABLE.md`, and the figure as `TABLE.svg` and `TABLE.png`.
+
+    Args:
+        found: The result.
+        folder: Made if it is not there.
+
+    Raises:
+        DataError: A file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = found.recipe.name.partition("/")[2]
+    text = json.dumps(found.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    files = [folder / f"{stem}.json", folder / f"{stem}.md"]
+    write_atomic(files[0], text.encode())
+    write_atomic(files[1], markdown(found).encode())
+    figure: Figure | None = draw(found)
+    if figure is not None:
+        for suffix in (".svg", ".png"):
+            files.append(folder / f"{stem}{suffix}")
+            save(figure, files[-1])
+    return files
