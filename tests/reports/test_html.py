@@ -10,11 +10,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from feint.core.errors import DataError
 from feint.evaluation import Cell, Finding
+from feint.evaluation.checklist import CHECKS, SOURCES
 from feint.evaluation.verdict import conclude
-from feint.reports.data import Claim, ReportData
+from feint.reports.card import attackers, card, uncovered
+from feint.reports.data import Claim, ReportData, Seen
 from feint.reports.html import flatten, headline, render, write
 from feint.reports.story import story
 from feint.reports.words import percent
@@ -30,7 +33,8 @@ from tests.reports.fakes import (
 )
 
 ALLOWED = {
-    *("a", "b", "body", "caption", "circle", "code", "dd", "details", "div", "dl", "dt", "g", "h1"),
+    *("a", "b", "body", "caption", "circle", "code", "dd", "desc", "details", "div", "dl", "dt"),
+    *("g", "h1", "i", "rect"),
     *("figcaption", "figure", "h2", "h3", "head", "header", "html", "img", "line", "main", "meta"),
     *("p", "path", "polyline", "pre", "section", "small", "span", "style", "summary", "svg"),
     *("table", "tbody", "td", "text", "th", "thead", "title", "tr"),
@@ -151,7 +155,7 @@ def test_every_cell_and_finding_is_there_with_its_interval(page: Page) -> None:
         assert f"[{percent(rate.low)}, {percent(rate.high)}]" in page.text
         assert result.key in page.text
     rows = [a for a in page.all("tr") if a.get("class", "").startswith("s-")]
-    assert len(rows) == len(data.results)
+    assert len(rows) == len(data.results) + len(attackers(data))
     # Thresholds are set apart by a tag: compare without spaces.
     dense = page.text.replace(" ", "")
     for finding in data.findings:
@@ -294,3 +298,82 @@ def test_write_leaves_one_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
         write(small_data(), tmp_path / "file" / "report.html")
+
+
+def test_the_lane_shows_clean_accuracy_as_a_line(page: Page) -> None:
+    lanes = story(full())
+    lines = [float(a["x1"].rstrip("%")) for a in page.all("line", class_="reference")]
+    assert lines == pytest.approx(
+        [100 * lane.clean for lane in lanes for _ in lane.marks], abs=0.006
+    )
+    bars = [a for a in page.all("rect") if a["class"].startswith("bar")]
+    measured = [m for lane in lanes for m in lane.marks if m.measured]
+    assert [float(a["width"].rstrip("%")) for a in bars] == pytest.approx(
+        [100 * m.value for m in measured], abs=0.006
+    )
+    # Every row says in words what it shows.
+    drawn = [a for a in page.all("svg") if a.get("class") == "track" and a.get("role") == "img"]
+    assert all(a["aria-label"] for a in drawn)
+    assert len(page.all("desc")) == len(drawn)
+
+
+def test_the_card_says_how_each_attacker_went_about_it(page: Page) -> None:
+    rows = {(a.scenario, a.attack): a for a in attackers(story_data())}
+    # By hand, from pgd's signature, its preset "ace", and the expressions of the fake.
+    sign = rows["gray-box", "pgd(steps=40, step_size=2/255)"]
+    assert (sign.steps, sign.restarts, sign.draws, sign.rule) == ("40", "1", "", "")
+    eot = rows["white-box", "pgd(steps=20, gradient=eot(8))"]
+    assert (eot.steps, eot.draws, eot.rule) == ("20", "eot(8)", "each part's own")
+    for row in rows.values():
+        assert row.attack in page.text
+    words = dict(card(story_data()))
+    assert words["Judge"] == [
+        "32 fresh draws per image where the pipeline is random, one forward pass where it is not"
+    ]
+    assert words["Budget"] == [
+        "linf at most 8/255 (0.0313725 of a [0, 1] image), and every pixel in [0, 1]"
+    ]
+    assert any(line.startswith("gray-box: ") for line in words["Knowledge"])
+    told = {"text": "bundled:cifar10: 200 of 500 images", "samples": 200, "available": 500}
+    lines = dict(card(story_data(metadata={"data": told})))["Data"]
+    assert lines[0] == told["text"]
+    assert "the first 200 in the order of a keyed hash" in lines[1]
+
+
+def test_what_was_not_tried_is_said() -> None:
+    lines = uncovered(story_data())
+    assert any(line.startswith("not run: adaptive (") for line in lines)
+    assert not any(line.startswith("not run: white-box") for line in lines)
+    assert "other norms: l2, l1, l0; larger budgets" in lines
+    assert "targeted attacks" in lines
+    assert "untargeted attacks" not in lines
+
+
+def test_settings_of_an_unknown_attack_are_left_out() -> None:
+    cells = [cell_result(Cell("white-box", "m", attack="no_such(steps=3)"), 0.5, size=0.1)]
+    (row,) = attackers(small_data(cells))
+    assert (row.attack, row.steps) == ("no_such(steps=3)", "")
+
+
+def test_what_the_model_sees_and_thinks() -> None:
+    x = waves()
+
+    def views(result, positions):  # type: ignore[no-untyped-def]
+        shares = torch.zeros(len(positions), 10)
+        shares[torch.arange(len(positions)), result.rows["prediction"][list(positions)]] = 0.625
+        return Seen(1 - x[list(positions)], shares)
+
+    data = story_data(images=images_of(x), gradients=gradients_of(x), views=views)
+    page = Page(render(data))
+    assert len(page.all("img")) == 2 * 4 * 6
+    assert page.text.count("62 %") == 2 * 4 * 3  # clean, gray-box and white-box
+    assert page.text.count("as the model sees it") == 2 * 4
+    assert "on the judge's first draw" in page.text
+
+
+def test_thresholds_and_sources_stand_beside_the_evidence() -> None:
+    found = [Finding("zero-gradient", "warn", "p", "3 % are zero")]
+    page = Page(render(small_data([cell_result(Cell("none", model="m"), 0.5)], findings=found)))
+    assert CHECKS["zero-gradient"].threshold in page.text
+    for letter in CHECKS["zero-gradient"].source.split(","):
+        assert SOURCES[letter.strip()] in page.text

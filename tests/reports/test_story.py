@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 
+import feint.defenses  # noqa: F401  (registers every defense)
 from feint.core.errors import RangeError
+from feint.core.registry import DEFENSES
 from feint.evaluation import Cell
+from feint.reports.claims import PUBLISHED, published
 from feint.reports.curves import curves, telling
 from feint.reports.data import Claim, threats
 from feint.reports.story import story
@@ -31,12 +36,80 @@ def test_a_lane_goes_from_clean_over_the_claim_to_the_attacker_who_knows() -> No
     got = [(m.kind, m.label, round(m.value, 3), m.note) for m in lane.marks]
     assert got == [
         ("none", "clean", 0.885, ""),
+        ("bare", "undefended", 0.0, "worst of 2 attacks"),
         ("claim", "published", 0.87, "gray-box, 98.3 % of clean accuracy"),
         ("gray-box", "reproduced", 0.815, "gray-box, pgd(ace)"),
         ("gray-box", "gray-box", 0.565, "worst of 2 attacks"),
         ("white-box", "white-box", 0.0, "worst of 2 attacks"),
+        ("worst", "worst case", 0.0, "per sample, 4 attacks"),
     ]
-    assert lane.marks[3].others == (0.815, 0.565)
+    assert lane.clean == pytest.approx(0.885)
+    assert lane.marks[4].others == (0.815, 0.565)
+
+
+def test_the_worst_case_is_the_verdicts_bound() -> None:
+    data = story_data()
+    bounds = {(b.model, b.defense): b.worst for b in data.verdict.bounds}
+    lane = next(x for x in story(data) if x.name == f"{ACE} + {RANDOM}")
+    bound = bounds[ACE, RANDOM]
+    assert bound is not None
+    worst = lane.marks[-1]
+    assert (worst.kind, worst.value, worst.high) == ("worst", bound.value, bound.high)
+    # Nobody who knows was tried: no bound, and the figure says so.
+    cells = [
+        cell_result(Cell("gray-box", "m", "d", "pgd"), 0.6, size=0.1),
+        cell_result(Cell("transfer", "m", "d", "pgd", source="s"), 0.8, size=0.1),
+    ]
+    (alone,) = story(small_data(cells))
+    assert alone.marks[-1].value == pytest.approx(0.6)
+    assert "no bound" in alone.marks[-1].note
+
+
+def test_the_bare_model_is_a_control_and_no_lane_of_its_own() -> None:
+    names = [lane.name for lane in story(story_data())]
+    assert ACE not in names  # a defended lane shows it
+    assert "bundled:plain" in names  # nothing defends it
+
+
+def test_published_numbers_about_other_models_are_context() -> None:
+    cells = [
+        cell_result(Cell("none", "m"), 0.9),
+        cell_result(Cell("none", "m", "pixel_shift(dx=1)"), 0.8),
+        cell_result(Cell("gray-box", "m", "pixel_shift(dx=1)", "pgd"), 0.5, size=0.1),
+    ]
+    (lane,) = [x for x in story(small_data(cells)) if "+" in x.name]
+    (mark,) = [m for m in lane.marks if m.kind == "claim"]
+    assert mark.value == pytest.approx(0.983 * 0.9)  # a share of the bare model's clean accuracy
+    assert mark.context
+    assert "98.3 % of clean accuracy: ResNet-18" in mark.note
+    # With a claim of the run's own there is no other.
+    own = small_data(cells, claims=(Claim(0.7, "x", defense="pixel_shift(dx=1)"),))
+    (lane,) = [x for x in story(own) if "+" in x.name]
+    assert [m.context for m in lane.marks if m.kind == "claim"] == [False]
+
+
+@pytest.mark.parametrize(
+    ("text", "low"),
+    [
+        ("fd + rdg(delta=0.15)", 0.71),
+        ("fd*3 + rdg", None),
+        ("rdg + fd", None),
+        ("pixel_deflection(k=100) + wavelet(sigma=0.04)", 0.81),
+        ("none", None),
+        ("no (call", None),
+        ("my_own", None),
+    ],
+)
+def test_what_is_on_record(text: str, low: float | None) -> None:
+    found = published(text)
+    assert (found and found.low) == low
+
+
+def test_every_published_number_is_in_its_defenses_docstring() -> None:
+    # Oracle: the defenses' own words.
+    for names, claim in PUBLISHED.items():
+        doc = " ".join(inspect.getdoc(DEFENSES[n].component) or "" for n in names)
+        assert any(f"{v:g}" in doc for v in (100 * claim.low, claim.low)), names
 
 
 def test_the_worst_case_is_taken_per_sample() -> None:

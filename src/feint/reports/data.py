@@ -11,17 +11,43 @@ from feint.core.errors import RangeError
 from feint.evaluation import Cell, CellResult, Evaluation, Finding, Rate, Verdict
 from feint.evaluation.results import by_deployment
 
-__all__ = ["Claim", "Deployment", "Gradients", "Images", "ReportData", "Threat", "threats"]
+__all__ = [
+    "Claim",
+    "Deployment",
+    "Gradients",
+    "Images",
+    "ReportData",
+    "Seen",
+    "Threat",
+    "Views",
+    "threats",
+]
 
 Images = Callable[[CellResult, Sequence[int]], tuple[Tensor, Tensor]]
 """Clean and adversarial images, (k, C, H, W) each, of a cell's rows at the given positions."""
 Gradients = Callable[[CellResult, Sequence[int]], Tensor | None]
 """Input gradients at the clean images, (k, C, H, W), of the view that the cell's attacker has; none
 if no gradient reaches the input."""
+Views = Callable[[CellResult, Sequence[int]], "Seen"]
+"""What a cell's judged pipeline makes of the adversarial images of rows."""
 Deployment = tuple[str, str, int, str]
 """What is deployed: model, defense, votes, how votes are combined."""
 Threat = tuple[str, float, bool]
 """Norm, eps, targeted."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a judged pipeline sees and thinks of images.
+
+    Attributes:
+        defended: (k, C, H, W) what the model gets behind the defense, on the judge's first draw;
+            None where there is no defense, or one that does not give images.
+        probability: (k, K) mean class probabilities over the judge's first draws.
+    """
+
+    defended: Tensor | None
+    probability: Tensor
 
 
 @dataclass(frozen=True)
@@ -102,6 +128,7 @@ class ReportData:
         curve: More cells, at other budgets, for accuracy against eps; not in the table.
         images: Gives images of chosen rows; without it the report has no pictures.
         gradients: Gives input gradients of chosen rows; without it there are no heat maps.
+        views: Gives what judged pipelines see and think of chosen rows' images.
         class_names: Names of the classes, in order; numbers are shown where there are none.
         command: The exact command that makes the run again.
         run: The run's directory, as text.
@@ -122,6 +149,7 @@ class ReportData:
     curve: Sequence[CellResult] = ()
     images: Images | None = None
     gradients: Gradients | None = None
+    views: Views | None = None
     class_names: Sequence[str] = ()
     command: str = ""
     run: str = ""

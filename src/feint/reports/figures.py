@@ -35,7 +35,13 @@ MARKS: dict[str, dict[str, Any]] = {
     "gray-box": {"color": "#2463a8", "marker": "o"},
     "transfer": {"color": "#1d7a70", "marker": "s"},
     "removal": {"color": "#7453a0", "marker": "v"},
+    "decision": {"color": "#5f6f14", "marker": "p"},
+    "score": {"color": "#5f6f14", "marker": "h"},
+    "semi-brute-force": {"color": "#a83279", "marker": "P"},
     "white-box": {"color": "#bf3a1d", "marker": "^"},
+    "adaptive": {"color": "#8c1c13", "marker": "d"},
+    "bare": {"color": SOFT, "marker": "x"},
+    "worst": {"color": INK, "marker": "|"},
 }
 """How each kind is drawn; the page's light colors."""
 _OTHER: dict[str, Any] = {"color": INK, "marker": "X"}
@@ -54,7 +60,9 @@ def _bare(axes: Any) -> None:
 
 
 def story_figure(data: ReportData) -> Figure:
-    """Per pipeline: clean, published ◇, gray-box and white-box accuracy with 95 % whiskers.
+    """The ladder: per pipeline clean, undefended, published ◇, every rung, the worst case.
+
+    Clean accuracy runs through each lane as a dashed line of reference.
 
     Every dot and diamond has the id `"lane-L-mark-M"`, its whisker the same with `"-whisker"`.
     """
@@ -76,6 +84,9 @@ def story_figure(data: ReportData) -> Figure:
         axes.text(0.02, y, name, weight="bold", size=8.5, color=INK, **words)
         axes.text(0.98, y, lane.threat, size=7.5, color=SOFT, ha="right", **words)
         axes.vlines(TICKS, y + 0.5, end, color=RULE, linewidth=0.7, zorder=0)
+        if lane.clean is not None:
+            at = 100 * lane.clean
+            axes.vlines([at], y + 0.5, end, color=SOFT, linewidth=0.7, linestyle="--", zorder=0)
         for place, mark in enumerate(lane.marks):
             y += 1
             style, gid = MARKS.get(mark.kind, _OTHER), f"lane-{number}-mark-{place}"
@@ -90,15 +101,23 @@ def story_figure(data: ReportData) -> Figure:
                     clip_on=False,
                 )
                 line.set_gid(f"{gid}-whisker")
-            shape: dict[str, Any] = {"linestyle": "none", "markersize": 5.5, "markeredgewidth": 1.4}
+            elif mark.low < mark.high:
+                ends = [100 * mark.low, 100 * mark.high]
+                axes.plot(ends, [y, y], color=style["color"], linestyle=":", linewidth=1.6)
+            size = 11 if mark.kind == "worst" else 5.5
+            edge = 3.0 if mark.kind == "worst" else 1.4
+            shape: dict[str, Any] = {"linestyle": "none", "markersize": size}
+            shape["markeredgewidth"] = edge
             (dot,) = axes.plot([100 * mark.value], [y], clip_on=False, **shape, **style)
             dot.set_gid(gid)
             label = axes.text(0.03, y, mark.label, size=8, color=INK, **words)
             label.set_gid(f"{gid}-label")
-            note = _short(_plain(mark.note), 37)
-            axes.text(0.125, y, note, size=7.5, color=SOFT, **words)
+            note = _short(_plain(mark.note), 33)
+            axes.text(0.15, y, note, size=7.5, color=SOFT, **words)
             axes.text(0.862, y, percent(mark.value), size=8, color=INK, ha="right", **words)
-            beside = interval_of(mark.low, mark.high) if mark.measured else "claim"
+            beside = "elsewhere" if mark.context else "claim"
+            if mark.measured:
+                beside = interval_of(mark.low, mark.high)
             axes.text(0.98, y, beside, size=7.5, color=SOFT, ha="right", **words)
         y += 1.5
     return figure

@@ -13,14 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from feint.evaluation import SCENARIOS, CellResult, Rate, paper_metrics
+from feint.evaluation.checklist import SOURCES
 from feint.evaluation.papers import PAPER_METRICS
 from feint.evaluation.verdict import Bound
 from feint.reports import svg, words
+from feint.reports.card import attackers, card, uncovered
 from feint.reports.curves import curves, telling
-from feint.reports.data import Deployment, ReportData, threats
-from feint.reports.layout import Row, footnotes, groups, knowledge, note, raised, sentences, summary
+from feint.reports.data import Deployment, ReportData
+from feint.reports.layout import Row, footnotes, groups, note, raised, sentences, summary
 from feint.reports.pictures import galleries
-from feint.reports.story import story
+from feint.reports.story import KINDS, story
 from feint.store.files import write_atomic
 
 __all__ = ["flatten", "headline", "render", "write"]
@@ -142,50 +144,6 @@ def _marked(evidence: str) -> Markup:
     return out + escape(evidence[end:])
 
 
-def _card(data: ReportData) -> list[tuple[str, list[str]]]:
-    """The threat-model card: what an attacker wants, knows, may change and may see."""
-    cells = [r.cell for r in data.results]
-    attacked = [c for c in cells if c.attack != "none"]
-    goals = {
-        False: "any wrong label (untargeted)",
-        True: "the label that the attacker chose (targeted)",
-    }
-    used = [s for s in SCENARIOS if s in {c.scenario for c in attacked}]
-    draws = sorted({r.draws for r in data.results if r.draws > 1})
-    votes = sorted({(c.votes, c.combine) for c in cells if c.votes > 1})
-    rules = list(dict.fromkeys(c.backward for c in attacked if c.backward != "default"))
-    random = (
-        "The attacker knows the distribution of the pipeline's draws and may average over draws of "
-        "his own; the draws that judge are others, held out."
-        if draws
-        else "Nothing in these pipelines is random."
-    )
-    judged = (
-        f"{' or '.join(map(str, draws))} fresh draws per image where the pipeline is random, one "
-        "forward pass where it is not"
-        if draws
-        else "one forward pass per image"
-    )
-    return [
-        ("Goal", [goals[t] for t in dict.fromkeys(c.targeted for c in attacked)] or ["none"]),
-        (
-            "Budget",
-            [
-                f"{norm} at most {words.budget(norm, eps)} ({eps:.6g} of a [0, 1] image)"
-                for norm, eps, _ in threats(data.results)
-            ]
-            or ["none"],
-        ),
-        ("Knowledge", [f"{s}: {knowledge(s)}" for s in used] or ["there is no attacker"]),
-        ("Randomness", [random]),
-        ("Judge", [judged]),
-        ("Votes", [f"{n} draws per prediction, by {how}" for n, how in votes] or ["none"]),
-        ("Backward rules", rules or ["each defense's own choice"]),
-        ("Queries and gradients", ["not limited, counted"]),
-        ("Seeds", [", ".join(map(str, dict.fromkeys(c.seed for c in cells))) or "none"]),
-    ]
-
-
 def render(data: ReportData) -> str:
     """The page as text; the same data give the same text.
 
@@ -214,7 +172,6 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     lanes, drawn = story(data), telling(curves(data))
-    kinds = [k for k in ("none", "claim", *SCENARIOS) if k != "none" or lanes]
     papers = _papers(data)
     order = {"fail": 0, "warn": 1, "pass": 2}
     failed = list(dict.fromkeys(f.check for f in data.findings if f.status == "fail"))
@@ -223,6 +180,10 @@ def render(data: ReportData) -> str:
         for b in data.verdict.bounds
         if b.worst is None
     ]
+    drawn_kinds = {line.scenario for c in drawn for line in c.series}
+    shown, made = galleries(data), attackers(data)
+    pictures = [p for g in shown for strip in g.strips for p in strip.pictures]
+    letters = {k.strip() for f in data.findings for k in f.source.split(",")}
     present = {m.kind for lane in lanes for m in lane.marks}
     return environment.get_template("report.html.j2").render(
         data=data,
@@ -235,16 +196,25 @@ def render(data: ReportData) -> str:
         sentences=[(name, _kept(rest)) for name, rest in sentences(data)],
         summary=summary(data),
         lanes=lanes,
-        kinds=[k for k in dict.fromkeys(kinds) if k in present],
+        kinds=[k for k in KINDS if k in present],
+        curve_kinds=[k for k in SCENARIOS if k == "none" or k in drawn_kinds],
+        scenarios=tuple(SCENARIOS),
+        elsewhere=any(m.context for lane in lanes for m in lane.marks),
         groups=groups(data),
         notes=[(raised(i), note(data, c)) for i, c in enumerate(footnotes(data), 1)],
-        card=_card(data),
+        card=card(data),
+        attackers=made,
+        averaged=any(a.draws for a in made),
+        uncovered=uncovered(data),
         findings=sorted(data.findings, key=lambda f: order[f.status]),
         passed=sum(f.status == "pass" for f in data.findings),
         curves=drawn,
         reach={c.norm: max(o.reach for o in drawn if o.norm == c.norm) for c in drawn},
         derived=any(s.derived for c in drawn for s in c.series),
-        galleries=galleries(data),
+        galleries=shown,
+        defended=any(p.title == "defended" for p in pictures),
+        probabilities=any(p.probable for p in pictures),
+        sources=[(k, SOURCES[k]) for k in SOURCES if k in letters],
         settings=flatten(data.metadata) if data.metadata else [],
         tries=min([TRIES, *(int(r.rows["draws"].min()) for r in data.results if r.draws > 1)]),
         random=any(r.draws > 1 for r in data.results),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from feint.core.quantise import to_uint8
 from feint.evaluation import CellResult
+from feint.evaluation.verdict import INFORMED
 from feint.reports.data import Deployment, ReportData
 from feint.reports.words import attack_words, deployment_words
 
@@ -27,7 +28,7 @@ BUDGET = 1_500_000
 PIPELINES, STRIPS = 3, 4
 """Most pipelines shown, and most images of each."""
 _NICE = (1, 2, 5)
-_PHOTOS = ("clean", "gray-box", "white-box")
+_PHOTOS = ("clean", "gray-box", "white-box", "adaptive", "defended")
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Picture:
     """Whether the prediction is the true label; none where nothing was predicted."""
     alt: str
     uri: str
+    probable: str = ""
+    """The prediction's mean probability, where it is known."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One sample: clean, attacked, the perturbation, the gradient."""
+    """One sample: clean, attacked, as the model sees it, the perturbation, the gradient."""
 
     index: int
     label: str
@@ -62,6 +65,8 @@ class Gallery:
     """The telling samples of a pipeline."""
 
     name: str
+    scenario: str
+    """Of the attacker whose images are shown beside the gray-box ones."""
     attack: str
     enlarged: float
     """How many times the perturbation is enlarged."""
@@ -143,13 +148,13 @@ def _small(pixels: NDArray[np.uint8], photo: bool) -> NDArray[np.uint8]:
 
 
 def galleries(data: ReportData) -> list[Gallery]:
-    """Galleries of the defended pipelines that a white-box attacker met, or of the bare ones."""
+    """Galleries of the defended pipelines that an informed attacker met, or of the bare ones."""
     if data.images is None:
         return []
     pipelines = [
         key
         for key, group in data.pipelines().items()
-        if any(r.cell.scenario == "white-box" for r in group)
+        if any(r.cell.scenario in INFORMED for r in group)
     ]
     defended = [key for key in pipelines if key[1] != "none"]
     found = [_gallery(data, key, STRIPS) for key in (defended or pipelines)[:PIPELINES]]
@@ -161,29 +166,43 @@ def galleries(data: ReportData) -> list[Gallery]:
 
 def _gallery(data: ReportData, key: Deployment, count: int) -> Gallery:
     group = data.pipelines()[key]
-
-    def strongest(scenario: str) -> CellResult | None:
-        cells = [r for r in group if r.cell.scenario == scenario]
-        return min(cells, key=lambda r: r.accuracy.value) if cells else None
-
-    clean, white = data.clean(group[0]), strongest("white-box")
+    informed = [r for r in group if r.cell.scenario in INFORMED]
+    clean = data.clean(group[0])
+    white = min(informed, key=lambda r: r.accuracy.value) if informed else None
     grays = [r for r in group if r.cell.scenario == "gray-box"]
     # The gray-box attacker who did worst shows best what the published number rested on.
     gray = max(grays, key=lambda r: r.accuracy.value) if grays else None
     if white is None or data.images is None:
-        return Gallery(deployment_words(key), "", 1, (0, 0), (0, 0), ())
+        return Gallery(deployment_words(key), "", "", 1, (0, 0), (0, 0), ())
     positions = choose(clean, gray, white, count)
     x, x_white = data.images(white, positions)
     x_gray = None if gray is None else data.images(gray, positions)[1]
     gradient = None if data.gradients is None else data.gradients(white, positions)
+    seen = {
+        id(r): data.views(r, positions)
+        for r in (clean, gray, white)
+        if r is not None and data.views
+    }
+    defended = seen[id(white)].defended if id(white) in seen else None
     factor = magnify(float((x_white - x).abs().max()) if len(positions) else 0.0)
     strips = []
     for k, i in enumerate(positions):
         label = int(white.rows["label"][i])
-        made = [_predicted(data, "clean", x[k], clean, i, label)]
+
+        def predicted(title: str, image: Tensor, of: CellResult | None) -> Picture:
+            shares = seen[id(of)].probability[k] if id(of) in seen else None  # noqa: B023
+            return _predicted(data, title, image, of, i, label, shares)  # noqa: B023
+
+        made = [predicted("clean", x[k], clean)]
         if gray is not None and x_gray is not None:
-            made.append(_predicted(data, "gray-box", x_gray[k], gray, i, label))
-        made.append(_predicted(data, "white-box", x_white[k], white, i, label))
+            made.append(predicted("gray-box", x_gray[k], gray))
+        made.append(predicted(white.cell.scenario, x_white[k], white))
+        if defended is not None:
+            made.append(
+                _picture(
+                    "defended", "as the model sees it", None, _pixels(defended[k]), data, label
+                )
+            )
         delta = 0.5 + factor * (x_white[k] - x[k])
         made.append(_picture("perturbation", f"×{factor:g}", None, _pixels(delta), data, label))
         if gradient is not None:
@@ -195,18 +214,32 @@ def _gallery(data: ReportData, key: Deployment, count: int) -> Gallery:
     scale = min(1.0, LARGEST / max(size))
     shown = (round(size[0] * scale), round(size[1] * scale))
     return Gallery(
-        deployment_words(key), attack_words(white.cell), factor, shown, size, tuple(strips)
+        deployment_words(key),
+        white.cell.scenario,
+        attack_words(white.cell),
+        factor,
+        shown,
+        size,
+        tuple(strips),
     )
 
 
 def _predicted(
-    data: ReportData, title: str, image: Tensor, result: CellResult | None, row: int, label: int
+    data: ReportData,
+    title: str,
+    image: Tensor,
+    result: CellResult | None,
+    row: int,
+    label: int,
+    shares: Tensor | None,
 ) -> Picture:
     if result is None:
         return _picture(title, "", None, _pixels(image), data, label)
     prediction = int(result.rows["prediction"][row])
     name = data.class_name(prediction)
-    return _picture(title, name, prediction == label, _pixels(image), data, label)
+    made = _picture(title, name, prediction == label, _pixels(image), data, label)
+    known = shares is not None and prediction < len(shares)
+    return replace(made, probable=f"{100 * float(shares[prediction]):.0f} %" if known else "")  # type: ignore[index]
 
 
 def _picture(

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feint.core import random
 from feint.core.errors import DataError, GradientError
-from feint.core.gradients import backprop, eot, is_stochastic
+from feint.core.gradients import backprop, call, eot, is_stochastic
 from feint.core.losses import margin
+from feint.defenses import Defense
 from feint.evaluation import CellResult
 from feint.evaluation.attackers import EOT_DRAWS
 from feint.evaluation.verdict import conclude
-from feint.reports.data import Claim, Gradients, Images, ReportData
+from feint.reports.data import Claim, Gradients, Images, ReportData, Seen, Views
 from feint.store import Resolver, StoredRun
 
 __all__ = ["OF_CLEAN", "from_run"]
@@ -37,14 +38,15 @@ def from_run(
 
     Args:
         run: The run, from `feint.store.open_run`.
-        resolver: Gives the run's models, for heat maps of input gradients; none without it.
+        resolver: Gives the run's models, for heat maps of input gradients, probabilities, and what
+            the models see behind their defenses; none of these without it.
         eps: The threat model's budget, where cells at other budgets only serve the curves: those
             leave the table, and the verdict is drawn anew without them. By default every cell is
             in the table.
         html: Where the page is or will be.
 
-    Cost: No pass of a model; with `resolver`, `EOT_DRAWS` (one if nothing is random) forward and
-        backward passes for every image shown.
+    Cost: No pass of a model; with `resolver`, for every image shown, `EOT_DRAWS` (one if nothing is
+        random) forward and backward passes, and as many forward passes.
     """
     table = [r for r in run.results if eps is None or not _elsewhere(r, eps)]
     curve = [r for r in run.results if not any(r is kept for kept in table)]
@@ -57,6 +59,7 @@ def from_run(
         curve=curve,
         images=_images(run),
         gradients=None if resolver is None else _gradients(run, resolver),
+        views=None if resolver is None else _views(run, resolver),
         class_names=run.classes or (),
         command=_command(run),
         run=str(run.directory),
@@ -125,3 +128,38 @@ def _gradients(run: StoredRun, resolver: Resolver) -> Gradients:
         return found.gradient.cpu()
 
     return give
+
+
+def _views(run: StoredRun, resolver: Resolver) -> Views:
+    @torch.no_grad()
+    def give(result: CellResult, positions: Sequence[int]) -> Seen:
+        cell, subject = result.cell, resolver(result.cell)
+        device = resolver.samples.device
+        x = run.images(result, positions).to(device)
+        index = torch.from_numpy(result.rows["index"][list(positions)]).to(device)
+        keys, pipeline = random.keys(cell.seed, index), subject.judged(cell)
+        draws = min(result.draws, EOT_DRAWS)
+        wide = keys[:, None]
+        if is_stochastic(pipeline):
+            wide = random.fold(keys, "judge", 0, torch.arange(draws, device=device))
+        draws = wide.shape[1]
+        logits = call(pipeline, x.repeat_interleave(draws, 0), wide.flatten())
+        shares = logits.double().softmax(-1).view(len(x), draws, -1).mean(1)
+        return Seen(_defended(pipeline, x, wide[:, 0]), shares.cpu())
+
+    return give
+
+
+def _defended(pipeline: nn.Module, x: Tensor, keys: Tensor) -> Tensor | None:
+    """What the model behind a defense gets on the judge's first draw, if that is an image."""
+    defense = getattr(pipeline, "defense", None)
+    if not isinstance(defense, Defense):
+        return None
+    votes = int(getattr(pipeline, "votes", 1))
+    first = (
+        keys
+        if votes == 1
+        else random.fold(keys, "vote", 0, torch.zeros(1, dtype=torch.int64, device=x.device))[:, 0]
+    )
+    seen = defense(x, random.fold(first, "defense"))
+    return seen.detach().clamp(0, 1).cpu() if seen.ndim == 4 and seen.shape[1] in (1, 3) else None

@@ -23,7 +23,13 @@ _SHAPES = {
     "gray-box": '<circle r="5.5"/>',
     "transfer": '<path d="M-5-5H5V5H-5z"/>',
     "removal": '<path d="M0 6 6-5H-6z"/>',
+    "decision": '<path d="M0-6.2 5.9-1.9 3.6 5H-3.6L-5.9-1.9z"/>',
+    "score": '<path d="M-3-5.2H3L6 0 3 5.2H-3L-6 0z"/>',
+    "semi-brute-force": '<path d="M-2-6H2V-2H6V2H2V6H-2V2H-6V-2H-2z"/>',
     "white-box": '<path d="M0-6.5 6.2 5H-6.2z"/>',
+    "adaptive": '<path d="M0-7 6 0 0 7-6 0z"/>',
+    "bare": '<path d="M-4.5-4.5 4.5 4.5M4.5-4.5-4.5 4.5" class="cross"/>',
+    "worst": '<path d="M-2.5-8.5H2.5V8.5H-2.5z"/>',
 }
 _OTHER = '<path d="M-5-5 5 5M5-5-5 5" class="cross"/>'
 
@@ -44,29 +50,40 @@ def symbol(kind: str) -> Markup:
     )
 
 
-def track(mark: Mark) -> Markup:
-    """One row of the story figure: the mark with its whiskers on a 0–100 % axis.
+def track(mark: Mark, clean: float | None = None) -> Markup:
+    """One row of the ladder: the mark with its whiskers on a 0–100 % axis.
 
     Horizontal positions are percentages of the width, so the row fits any screen.
+
+    Args:
+        mark: What to draw.
+        clean: Clean accuracy, drawn as a line of reference.
     """
     said = f"{mark.label}: {percent(mark.value)} %"
     if mark.measured:
         said += f", 95 % interval {percent(mark.low)} to {percent(mark.high)}"
-    parts = [f'<svg class="track" width="100%" height="26" role="img" aria-label="{escape(said)}">']
-    parts += [f'<line class="grid" x1="{t}%" x2="{t}%" y1="0" y2="26"/>' for t in TICKS]
-    where = _round(100 * mark.value)
+    kind = _class(mark.kind)
+    parts = [
+        f'<svg class="track" width="100%" height="26" role="img" aria-label="{escape(said)}">'
+        f"<title>{escape(said)}</title><desc>{escape(mark.note or mark.label)}</desc>"
+    ]
+    where, low, high = (_round(100 * v) for v in (mark.value, mark.low, mark.high))
     if mark.measured:
-        low, high = _round(100 * mark.low), _round(100 * mark.high)
-        parts.append(
-            f'<line class="whisker {_class(mark.kind)}" x1="{low}%" x2="{high}%" y1="13" y2="13"/>'
-        )
+        parts.append(f'<rect class="bar {kind}" x="0" y="6" width="{where}%" height="14"/>')
+    parts += [f'<line class="grid" x1="{t}%" x2="{t}%" y1="0" y2="26"/>' for t in TICKS]
+    if clean is not None:
+        at = _round(100 * clean)
+        parts.append(f'<line class="reference" x1="{at}%" x2="{at}%" y1="0" y2="26"/>')
+    if mark.measured or mark.low < mark.high:
+        style = "whisker" if mark.measured else "range"
+        parts.append(f'<line class="{style} {kind}" x1="{low}%" x2="{high}%" y1="13" y2="13"/>')
     parts += [
-        f'<line class="each {_class(mark.kind)}" x1="{_round(100 * v)}%" x2="{_round(100 * v)}%" '
+        f'<line class="each {kind}" x1="{_round(100 * v)}%" x2="{_round(100 * v)}%" '
         'y1="7" y2="19"/>'
         for v in mark.others
     ]
     parts.append(
-        f'<svg x="{where}%" y="13" overflow="visible"><g class="dot {_class(mark.kind)}">'
+        f'<svg x="{where}%" y="13" overflow="visible"><g class="dot {kind}">'
         f"{_SHAPES.get(mark.kind, _OTHER)}</g></svg></svg>"
     )
     return Markup("".join(parts))

@@ -1,0 +1,105 @@
+"""What was published about a defense, to stand beside what a run measured of it.
+
+These numbers are about other models, data and budgets than a run's, unless it happens to use the
+same: a report shows them as context, with what they are about, and never calls a number of the run
+their reproduction. A claim about a run's own cells is a `Claim` of the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from feint.core import spec
+from feint.core.errors import FeintError
+
+__all__ = ["PUBLISHED", "Published", "published"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number that a paper gives for a defense.
+
+    Attributes:
+        low: The accuracy, in [0, 1].
+        high: The other end, where the paper gives a range.
+        scenario: Scenario that it is about.
+        about: Model, data and attack, in words.
+        source: Where it stands.
+        of_clean: Whether it is a share of clean accuracy.
+    """
+
+    low: float
+    high: float
+    scenario: str
+    about: str
+    source: str
+    of_clean: bool = False
+
+
+_S1 = "Inception-v3 on ImageNet, targeted BPDA, rms 0.05, 50 rounds"
+
+PUBLISHED: dict[tuple[str, ...], Published] = {
+    ("pixel_shift",): Published(
+        0.983, 0.983, "gray-box", "ResNet-18 with ACE λ=100, PGD", "S0, Table 3", of_clean=True
+    ),
+    ("fd",): Published(0.45, 0.45, "white-box", _S1, "S1, Fig. 3"),
+    ("fd", "rdg"): Published(0.71, 0.71, "white-box", _S1, "S1, Fig. 3"),
+    ("fd", "rand"): Published(0.71, 0.71, "white-box", _S1, "S1, Fig. 3"),
+    ("pixel_deflection", "wavelet"): Published(
+        0.81, 0.98, "gray-box", "ImageNet, six attacks on the bare model", "S2, Table 1"
+    ),
+    ("s2snet",): Published(
+        0.896, 0.896, "removal", "ResNet-50 on ImageNet, BIM", "S3, App. A", of_clean=True
+    ),
+    ("thermometer",): Published(
+        0.79,
+        0.79,
+        "white-box",
+        "adversarially trained, CIFAR-10, linf 8/255",
+        "Buckman et al., 2018",
+    ),
+    ("me_net",): Published(
+        0.55,
+        0.60,
+        "white-box",
+        "adversarially trained, CIFAR-10, PGD",
+        "Yang et al., 2019",
+    ),
+    ("pixel_defend",): Published(
+        0.70, 0.70, "gray-box", "CIFAR-10, strongest of its attacks", "Song et al., 2018"
+    ),
+    ("diffusion",): Published(
+        0.706,
+        0.706,
+        "white-box",
+        "WideResNet-28-10 on CIFAR-10, AutoAttack, linf 8/255",
+        "Nie et al., 2022, Table 1",
+    ),
+}
+"""By the names of a chain's parts, in order. Each number is the one that the defense's own
+docstring gives as its claim."""
+
+
+def published(defense: str) -> Published | None:
+    """What was published about a defense expression; None if nothing is on record.
+
+    Example:
+        >>> published("fd + rdg(delta=0.15)").low
+        0.71
+    """
+    return PUBLISHED.get(_names(defense))
+
+
+def _names(defense: str) -> tuple[str, ...]:
+    try:
+        return _parts(spec.parse(defense))
+    except FeintError:
+        return ()
+
+
+def _parts(expression: spec.Expression) -> tuple[str, ...]:
+    if isinstance(expression, spec.Sum):
+        return tuple(name for term in expression.terms for name in _parts(term))
+    if isinstance(expression, spec.Repeat):
+        return (expression.call.name,) * expression.count
+    return (expression.name,)
