@@ -204,7 +204,7 @@ class CellResult:
             "majority": self.majority.as_dict(),
             "accuracy_png": _plain(self.accuracy_png),
             "tries": {str(k): self.accuracy_after(k).as_dict() for k in self._tries()},
-            "votes": {str(k): v.as_dict() for k, v in self._votes().items()},
+            "majority_of": {str(k): v.as_dict() for k, v in self._votes().items()},
             "first_hits": _plain(self.first_hits),
             "luck": self.luck,
             "target_hits": float((rows["target_hits"] / rows["draws"]).mean()),

@@ -21,7 +21,7 @@ from feint.evaluation.results import CellResult
 
 __all__ = ["FREE", "LEAST", "Active", "Spending", "cost_of", "limit", "make", "operations"]
 
-LEAST = 128.0
+LEAST = 256.0
 """Passes that the checks of a pipeline may always take: fewer can tell nothing."""
 FREE = 2e11
 """Multiplications and additions that nobody waits for: a few seconds of one core."""

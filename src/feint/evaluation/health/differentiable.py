@@ -17,15 +17,25 @@ from feint.evaluation.findings import Finding
 from feint.evaluation.properties import BUDGET, _cosine, _pushed
 from feint.evaluation.shard import Batch, Subject
 
-__all__ = ["check_parts", "lost_parts"]
+__all__ = ["FEW", "PASSES", "check_parts", "lost_parts"]
 
-FEW = 4
+FEW = 2
 """Samples that are differentiated module by module."""
+PASSES = 14
+"""Forward passes that this takes for each, about: a backward pass for every level of nesting."""
+SOME = 4
+"""Samples on which a stand-in is measured, which takes no pass through the model."""
 FAITHFUL = 0.1
 """Cosine between what a stand-in foretells and what happens, below which it is no stand-in."""
 
 
-def check_parts(subject: Subject, cell: Cell, batch: Batch, name: str) -> Iterator[Finding]:
+_TURN = 2.399963229728653
+"""The golden angle: its multiples fill the circle without repeating."""
+
+
+def check_parts(
+    subject: Subject, cell: Cell, batch: Batch, name: str, count: int = FEW
+) -> Iterator[Finding]:
     """The differentiability map of the attacker's view, and the fidelity of its stand-ins.
 
     Args:
@@ -33,13 +43,19 @@ def check_parts(subject: Subject, cell: Cell, batch: Batch, name: str) -> Iterat
         cell: A cell whose attacker knows the pipeline.
         batch: A few samples.
         name: The pipeline in words.
+        count: Samples that are differentiated module by module.
 
-    Cost: a forward pass of four samples, twice, and a backward pass of every module by itself.
+    Cost: a forward pass of so many samples, twice if there is a defense, and a backward pass of
+        every module by itself.
     """
-    few = batch.select(slice(0, FEW))
-    keys = random.keys(cell.seed, few.index).to(few.x.device)
-    seen = lost_parts(subject.attacked(cell), few.x, keys)
-    deployed = lost_parts(subject.pipeline(cell), few.x, keys)
+    some = batch.select(slice(0, SOME))
+    keys = random.keys(cell.seed, some.index).to(some.x.device)
+    few = batch.x[:count]
+    seen = lost_parts(subject.attacked(cell), few, keys[:count])
+    deployed = seen
+    if subject.defense is not None:  # the model's own parts are the same in both
+        found = lost_parts(subject.pipeline(cell), few, keys[:count], "defense")
+        deployed = found | {k: v for k, v in seen.items() if k.split(".")[0] != "defense"}
     evidence = (
         f"{len(seen)} parts of the attacker's view pass no usable gradient{_listed(seen)}; of the "
         f"deployed pipeline {len(deployed)}{_listed(deployed)}"
@@ -55,7 +71,7 @@ def check_parts(subject: Subject, cell: Cell, batch: Batch, name: str) -> Iterat
         evidence += "; the attack asks for scores only"
     yield Finding("differentiable-parts", "warn" if seen and asked else "pass", name, evidence)
     if defense is not None and _replaced(defense, cell):
-        yield _fidelity(defense.bind(subject.model), cell, few.x, keys, name)
+        yield _fidelity(defense.bind(subject.model), cell, some.x, keys, name)
 
 
 def _listed(parts: dict[str, str]) -> str:
@@ -79,8 +95,14 @@ def _replaced(defense: Defense, cell: Cell) -> bool:
     return cell.backward == "default" and set(_rule(defense).split(" + ")) != {"exact"}
 
 
-def lost_parts(model: nn.Module, x: Tensor, keys: Tensor) -> dict[str, str]:
+def lost_parts(model: nn.Module, x: Tensor, keys: Tensor, within: str = "") -> dict[str, str]:
     """Innermost modules that pass no usable gradient from their output to their input.
+
+    Args:
+        model: What is differentiated.
+        x: A few images.
+        keys: Their keys.
+        within: Look at this child only.
 
     Returns:
         Their names, in the order in which they run, and what is wrong: `"cuts the graph"`,
@@ -98,7 +120,7 @@ def lost_parts(model: nn.Module, x: Tensor, keys: Tensor) -> dict[str, str]:
         return hook
 
     for name, module in model.named_modules():
-        if name:
+        if name and (not within or name.split(".")[0] == within):
             handles.append(module.register_forward_hook(record(name)))
     try:
         with torch.enable_grad():
@@ -119,8 +141,9 @@ def lost_parts(model: nn.Module, x: Tensor, keys: Tensor) -> dict[str, str]:
 def _wrong(given: list[Tensor], output: Tensor) -> str | None:
     if not output.requires_grad:
         return "cuts the graph"
-    # Random weights: the plain sum of a softmax or of a normalised layer is constant.
-    weights = random.normal(random.keys(0, 1), output.shape, output.dtype)[0].to(output.device)
+    # Weights without a pattern: the plain sum of a softmax or of a normalised layer is constant.
+    angles = torch.arange(output.numel(), dtype=torch.float64, device=output.device) * _TURN
+    weights = angles.cos().to(output.dtype).view_as(output)
     try:
         got = torch.autograd.grad(
             (output * weights).sum(), given, retain_graph=True, allow_unused=True

@@ -11,10 +11,10 @@ from feint.core.gradients import is_stochastic
 from feint.evaluation.attackers import EOT_DRAWS, parse_attack
 from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding
+from feint.evaluation.health import differentiable as parts
 from feint.evaluation.health import experiments, together
 from feint.evaluation.health.budget import BACKWARD, Active
 from feint.evaluation.health.case import Case
-from feint.evaluation.health.differentiable import FEW as PARTS
 from feint.evaluation.health.differentiable import check_parts
 from feint.evaluation.health.gradients import check_gradient, check_slope, gradient_passes
 from feint.evaluation.health.pipelines import CONTRACT, check_contract
@@ -70,10 +70,10 @@ def of_pipeline(
         Active(
             ("differentiable-parts",),
             name,
-            lambda m: 18.0 * m,
+            lambda m: float(parts.PASSES * m),
             min(1, n),
-            min(PARTS, n),
-            lambda m: check_parts(subject, cell, some(m), name),
+            min(parts.FEW, n),
+            lambda m: check_parts(subject, cell, batch, name, m),
         ),
         Active(
             tuple(names),
