@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from feint.cli import common
-from feint.core.errors import ConfigError, UnknownNameError
+from feint.core.errors import ConfigError, DataError, UnknownNameError
 from feint.evaluation.loop import Progress
 from feint.recipes.reproduce import reproduce as run
 from feint.recipes.schema import PAPERS, SCALES, list_recipes, load_recipe
@@ -44,7 +46,11 @@ def reproduce(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Data instead of the scale's.", rich_help_panel=_STAND_IN)
+        list[str] | None,
+        typer.Option(
+            help="SPEC: data instead of the scale's; ROLE=SPEC: the data for a role of the recipe.",
+            rich_help_panel=_STAND_IN,
+        ),
     ] = None,
     samples: Annotated[
         int | None,
@@ -81,13 +87,17 @@ def reproduce(
             return
         common.set_threads(threads)
         wanted = _wanted(names or [])
+        _check(scale, samples, batch_size, workers)
+        if results is not None:
+            _writable(results)
         missed, told = False, []
         for name in wanted:
             recipe = load_recipe(name)
-            folder = (
-                out or Path("runs") / "reproduce"
-            ) / f"{recipe.name.replace('/', '-')}-{scale}"
-            given: dict[str, Any] = {} if data is None else {"spec": data}
+            chosen = recipe.scales[scale]  # type: ignore[index]
+            base = out or Path("runs") / "reproduce"
+            folder = base / f"{recipe.name.replace('/', '-')}-{scale}"
+            _writable(folder)
+            given, sets = _data(data or [], chosen.sets)
             if samples is not None:
                 given["samples"] = samples
             with common.progress(not as_json) as bar:
@@ -105,8 +115,9 @@ def reproduce(
                     recipe,
                     scale=scale,  # type: ignore[arg-type]
                     folder=folder,
-                    models=_roles(model or [], recipe.scales.get(scale), recipe.name),  # type: ignore[call-overload]
+                    models=_roles(model or [], chosen.models, recipe.name),
                     data=given,
+                    sets=sets,
                     seed=seed,
                     device=device,
                     threads=threads,
@@ -145,9 +156,52 @@ def _wanted(names: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _roles(given: list[str], scale: Any, name: str) -> dict[str, str]:
+def _check(scale: str, samples: int | None, batch_size: int, workers: int) -> None:
+    """What is wrong whatever the recipe."""
+    if scale not in SCALES:
+        raise UnknownNameError("scale", scale, SCALES)
+    for option, value, least in (
+        ("--samples", samples, 1),
+        ("--batch-size", batch_size, 1),
+        ("--workers", workers, 0),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"{option} is {value}; expected at least {least}")
+
+
+def _writable(folder: Path) -> None:
+    """Make a folder before any work, and find out whether files can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"cannot write into {folder}: {error.strerror}; name another folder with --out or "
+            "--results"
+        ) from None
+
+
+def _data(given: list[str], roles: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The spec for all points, and those by role."""
+    whole: dict[str, Any] = {}
+    sets = {}
+    for text in given:
+        role, sign, spec = text.partition("=")
+        if sign and role in roles:
+            sets[role] = spec
+        elif "spec" in whole:
+            raise ConfigError(
+                f"--data names {whole['spec']!r} and {text!r} for the same images; the roles of "
+                f"this recipe are {', '.join(roles) or 'none'}"
+            )
+        else:
+            whole["spec"] = text
+    return whole, sets
+
+
+def _roles(given: list[str], roles: Mapping[str, str], name: str) -> dict[str, str]:
     """`ROLE=SPEC`, or a spec alone where there is one role."""
-    roles = {} if scale is None else scale.models
     found = {}
     for text in given:
         role, sign, spec = text.partition("=")

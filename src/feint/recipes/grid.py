@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,15 +26,40 @@ class Point:
     fields: dict[str, Any] = field(hash=False)
     published: float | None = None
     """In the metric's unit: of shares in [0, 1]."""
+    lacks: str = ""
+    """What must be given before the point can be measured; empty if nothing is missing."""
 
 
-def points(recipe: Recipe, scale: Scale, given: Mapping[str, str]) -> list[Point]:
+class _Missing(ConfigError):
+    """A role that must be given, and was not."""
+
+
+class _Known(dict[str, Any]):
+    """Labels and fields by name, and roles as `@ROLE`."""
+
+    def __init__(self, known: Mapping[str, Any], role: Callable[[str], str]) -> None:
+        super().__init__(known)
+        self.role = role
+
+    def __missing__(self, key: str) -> str:
+        if not key.startswith("@"):
+            raise KeyError(key)
+        return self.role(key[1:])
+
+
+def points(
+    recipe: Recipe,
+    scale: Scale,
+    given: Mapping[str, str],
+    sets: Mapping[str, str] | None = None,
+) -> list[Point]:
     """Every point, along the last axis first.
 
     Args:
         recipe: The recipe.
         scale: One of its scales.
         given: Model specs by role, which win over the scale's.
+        sets: Data specs by role, which win over the scale's.
 
     Raises:
         ConfigError: A field in braces that is not there; a role that must be given, and was not.
@@ -42,6 +67,9 @@ def points(recipe: Recipe, scale: Scale, given: Mapping[str, str]) -> list[Point
     for role in given:
         if role not in scale.models:
             raise UnknownNameError(f"model role of {recipe.name}", role, scale.models)
+    for role in sets or {}:
+        if role not in scale.sets:
+            raise UnknownNameError(f"data role of {recipe.name}", role, scale.sets)
     axes = {
         name: {
             label: {**own, **scale.axes.get(name, {}).get(label, {})}
@@ -54,12 +82,62 @@ def points(recipe: Recipe, scale: Scale, given: Mapping[str, str]) -> list[Point
         fields: dict[str, Any] = {**recipe.base, **scale.base}
         for name, label in zip(axes, labels, strict=True):
             fields.update(axes[name][label])
-        fields = _filled(fields, dict(zip(axes, labels, strict=True)), recipe.name)
-        for key in _MODELS:
-            if key in fields:
-                fields[key] = resolve_model(str(fields[key]), recipe, scale, given)
-        found.append(Point(labels, fields, _published(recipe, labels)))
+        published, named, lacks = (
+            _published(recipe, labels),
+            dict(zip(axes, labels, strict=True)),
+            "",
+        )
+        try:
+            fields = _resolved(fields, named, recipe, scale, given, sets or {})
+        except _Missing as error:
+            if not fields.get("optional"):
+                raise
+            lacks = str(error)
+        found.append(Point(labels, fields, published, lacks))
     return found
+
+
+def _resolved(
+    fields: dict[str, Any],
+    labels: Mapping[str, str],
+    recipe: Recipe,
+    scale: Scale,
+    given: Mapping[str, str],
+    sets: Mapping[str, str],
+) -> dict[str, Any]:
+    """Fields with braces filled, and models and data by their specs."""
+
+    def role(name: str) -> str:
+        return _role(name, recipe, scale.models, given, "model")
+
+    fields = _filled(fields, labels, recipe.name, role)
+    for key in _MODELS:
+        if key in fields:
+            fields[key] = resolve_model(str(fields[key]), recipe, scale, given)
+    own = fields.get("data")
+    if own and str(own.get("spec", "")).startswith("@"):
+        spec = _role(str(own["spec"])[1:], recipe, scale.sets, sets, "data")
+        fields["data"] = {**own, "spec": spec}
+    return fields
+
+
+def _role(
+    name: str, recipe: Recipe, known: Mapping[str, str], given: Mapping[str, str], kind: str
+) -> str:
+    """What stands for a role: what the user gave, or the scale's.
+
+    Raises:
+        ConfigError: It must be given.
+        UnknownNameError: No such role.
+    """
+    if name not in known:
+        raise UnknownNameError(f"{kind} role of {recipe.name}", name, known)
+    text = given.get(name, known[name])
+    if text == "?":
+        usual = "a classifier, images in [0, 1] in, logits out"
+        what = recipe.needs.get(name, usual if kind == "model" else "images with labels")
+        raise _Missing(f"{recipe.name} needs {name} ({what}); give it with --{kind} '{name}=SPEC'")
+    return text
 
 
 def adaptive_fields(recipe: Recipe, scale: Scale, point: Point) -> dict[str, Any] | None:
@@ -84,16 +162,11 @@ def resolve_model(text: str, recipe: Recipe, scale: Scale, given: Mapping[str, s
         ConfigError: A role that must be given.
         UnknownNameError: No such role, or name.
     """
+    front, bar, last = text.rpartition("|")
+    if bar:  # a defense as part of the model
+        return f"{front.strip()} | {resolve_model(last.strip(), recipe, scale, given)}"
     if text.startswith("@"):
-        role = text[1:]
-        if role not in scale.models:
-            raise UnknownNameError(f"model role of {recipe.name}", role, scale.models)
-        text = given.get(role, scale.models[role])
-        if text == "?":
-            what = recipe.needs.get(role, "a classifier, images in [0, 1] in, logits out")
-            raise ConfigError(
-                f"{recipe.name} needs {role} ({what}); give it with --model '{role}=SPEC'"
-            )
+        text = _role(text[1:], recipe, scale.models, given, "model")
     if any(mark in text for mark in (":", "/", "|")) or text.endswith(".safetensors"):
         return text
     plain = text.removesuffix("-ace0")  # λ = 0 is the classifier without ACE
@@ -105,13 +178,15 @@ def resolve_model(text: str, recipe: Recipe, scale: Scale, given: Mapping[str, s
     raise UnknownNameError("model", text, [*bundled(), *list_recipes()])
 
 
-def _filled(fields: dict[str, Any], labels: Mapping[str, str], name: str) -> dict[str, Any]:
+def _filled(
+    fields: dict[str, Any], labels: Mapping[str, str], name: str, role: Callable[[str], str]
+) -> dict[str, Any]:
     """Fields with what stands in braces in their texts; twice, as a field may name another."""
 
     def fill(value: object, known: Mapping[str, Any]) -> Any:
         if isinstance(value, str) and "{" in value:
             try:
-                return value.format_map(known)
+                return value.format_map(_Known(known, role))
             except (KeyError, ValueError, IndexError) as error:
                 raise ConfigError(
                     f"recipe {name}: {value!r} cannot be filled ({error}); known: "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from torch import Tensor, nn
@@ -122,7 +124,7 @@ class Lab:
         if raw is not None:
             try:
                 return _decode(raw)
-            except (ValueError, KeyError, OSError):
+            except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile, zlib.error):
                 pass  # a damaged file is measured again
         found = make()
         path.parent.mkdir(parents=True, exist_ok=True)

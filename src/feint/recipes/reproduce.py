@@ -53,6 +53,7 @@ class Entry:
             "ours": self.ours.as_dict(),
             "hit": self.hit,
             "adaptive": None if self.adaptive is None else self.adaptive.as_dict(),
+            **({"lacks": self.point.lacks} if self.point.lacks else {}),
         }
 
 
@@ -120,6 +121,7 @@ def reproduce(
     folder: str | Path,
     models: Mapping[str, str] | None = None,
     data: Mapping[str, Any] | None = None,
+    sets: Mapping[str, str] | None = None,
     seed: int = 0,
     device: str = "cpu",
     threads: int | None = None,
@@ -140,6 +142,7 @@ def reproduce(
         folder: Where runs and measures are kept.
         models: Model specs by role (`Scale.models`).
         data: Fields of `DataSpec` that replace the scale's.
+        sets: Data specs by role (`Scale.sets`).
         seed: Of every draw.
         device: Where models are.
         threads: Threads of torch.
@@ -163,7 +166,7 @@ def reproduce(
     if scale not in SCALES:
         raise UnknownNameError("scale", scale, SCALES)
     chosen = plan.scales[scale]
-    grid = points(plan, chosen, models or {})
+    grid = points(plan, chosen, models or {}, sets)
     lab = Lab(
         Path(folder), _data(plan, chosen, data or {}), device, batch_size, trust, download, seed
     )
@@ -175,9 +178,13 @@ def reproduce(
     results, evaluations = _evaluate(
         tasks, lab, plan, chosen, seed, threads, workers, on_progress, command
     )
-    slow = [t for t in tasks if t.metric.models]
+    slow = [t for t in tasks if t.metric.models and not t.point.lacks]
     entries, done = [], 0
     for task in tasks:
+        if task.point.lacks:
+            share = task.metric.share or plan.unit == "percent"
+            entries.append(Entry(task.point, task.metric.name, share, Number(None), None, None))
+            continue
         if task.metric.models and on_measure:
             on_measure(", ".join(task.point.labels), done, len(slow))
         done += task.metric.models
@@ -210,6 +217,9 @@ class _Task:
     metric: Metric = field(init=False)
 
     def both(self) -> Iterator[Fields]:
+        """The fields of what is measured: none if something must be given first."""
+        if self.point.lacks:
+            return
         yield self.point.fields
         if self.adaptive is not None:
             yield self.adaptive

@@ -56,7 +56,11 @@ class Scale(_Frozen):
     data: dict[str, Any] = Field(default_factory=dict)
     """Fields of `feint.store.DataSpec`; `spec: "?"` must be given with `--data`."""
     models: dict[str, str] = Field(default_factory=dict)
-    """Model specs of the roles `@ROLE`; `"?"` must be given with `--model ROLE=SPEC`."""
+    """Specs of the roles `@ROLE`; `"?"` must be given with `--model ROLE=SPEC`. A role is a model,
+    or text that stands in braces, `{@ROLE}`, such as a defense's weights."""
+    sets: dict[str, str] = Field(default_factory=dict)
+    """Data specs of the roles `@ROLE` in a point's `data: {spec: "@ROLE"}`; `"?"` must be given
+    with `--data ROLE=SPEC`."""
     axes: dict[str, Axis] = Field(default_factory=dict)
     """Fields that replace those of the recipe's axes."""
     base: dict[str, Any] = Field(default_factory=dict)
@@ -112,9 +116,10 @@ class Recipe(_Frozen):
 
     Every combination of one label from each axis is a point of the table, described by fields:
     those of `base`, then those of the labels, axis by axis. Text in fields may name labels and
-    other fields in braces: `"cifar10-{network}-ace{λ}"`. The field `metric` says what is measured
-    (`feint.recipes.metrics`); which further fields count depends on it, and the others are there
-    to be named in braces.
+    other fields in braces: `"cifar10-{network}-ace{λ}"`, and roles: `"{@S2SNet}"`. A point with the
+    field `optional` is left out, and said so, where a role that it needs is not given. The field
+    `metric` says what is measured (`feint.recipes.metrics`); which further fields count depends on
+    it, and the others are there to be named in braces.
     """
 
     name: str
@@ -157,7 +162,10 @@ class Recipe(_Frozen):
         if missing:
             raise ValueError(f"there is no scale {missing[0]!r}; a recipe has smoke, cpu and paper")
         if self.paper not in PAPERS:
-            raise ValueError(f"name is {self.name!r}; expected one of {', '.join(PAPERS)} first")
+            raise ValueError(
+                f"name is {self.name!r}; expected one of {', '.join(PAPERS)} first: the file's "
+                "folder and name, or `name: PAPER/TABLE` inside of it"
+            )
         for place, axes in [("", self.axes)] + [(s, c.axes) for s, c in self.scales.items()]:
             for name, labels in axes.items():
                 if name not in self.axes:

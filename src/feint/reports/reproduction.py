@@ -74,7 +74,7 @@ def _units(found: Reproduction) -> str:
 
 def _summary(found: Reproduction) -> str:
     known = found.hits + found.misses
-    text = "the published numbers are lost" if not known else ""
+    text = "there are no published numbers to compare with" if not known else ""
     if known:
         text = f"{found.hits} of {known} published numbers agree within the sampling errors"
     if found.scale == "smoke":
@@ -84,6 +84,11 @@ def _summary(found: Reproduction) -> str:
         text += f"; checks of the evaluation: grade {grades}"
         text += f", failed: {', '.join(found.failed)}" if found.failed else ""
     return text
+
+
+def _lacking(found: Reproduction) -> list[str]:
+    """What must be given before the rest of the table can be measured."""
+    return list(dict.fromkeys(e.point.lacks for e in found.entries if e.point.lacks))
 
 
 def _checks(found: Reproduction) -> str:
@@ -125,6 +130,8 @@ class Rendered:
             cells[sign].stylize(_STYLE[entry.hit])
             table.add_row(*cells)
         yield table
+        for text in _lacking(found):
+            yield Text(f"left out: {text}", style="yellow")
         for claim in found.claims:
             line = Text(f"{claim.answer:9} ", style=_ANSWER[claim.answer])
             who = "" if claim.claim.by == "paper" else " (we say)"
@@ -145,6 +152,8 @@ def markdown(found: Reproduction) -> str:
     head = _head([*axes], found)
     lines += [_line(head), _line(["---"] * len(head))]
     lines += [_line(_row(e, known)) for e in found.entries]
+    for text in _lacking(found):
+        lines += ["", f"Left out: {text}."]
     lines += ["", _summary(found)[:1].upper() + _summary(found)[1:] + ".", ""]
     if found.claims:
         lines += ["| claim | by | the numbers say | evidence |", "|---|---|---|---|"]

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from feint.core.errors import UnknownNameError
 from feint.diagnostics.numbers import Number
 from feint.recipes.reproduce import Entry, Reproduction
 from feint.recipes.schema import Drawing
@@ -28,10 +29,14 @@ def draw(found: Reproduction) -> Figure | None:
     """The recipe's figure; None if it has none.
 
     Raises:
-        KeyError: No such kind of drawing.
+        UnknownNameError: No such kind of drawing.
     """
     drawing = found.recipe.drawing
-    return None if drawing is None else DRAWINGS[drawing.kind](found, drawing)
+    if drawing is None:
+        return None
+    if drawing.kind not in DRAWINGS:
+        raise UnknownNameError("drawing", drawing.kind, DRAWINGS)
+    return DRAWINGS[drawing.kind](found, drawing)
 
 
 def drawing(
