@@ -7,13 +7,14 @@ from torch import Tensor
 
 from feint.core.errors import ShapeError
 
-__all__ = ["rgb_to_ycbcr", "ycbcr_to_rgb"]
+__all__ = ["FROM_RGB", "rgb_to_ycbcr", "ycbcr_to_rgb"]
 
-_FROM_RGB = (
+FROM_RGB = (
     (65.481, 128.553, 24.966),
     (-37.797, -74.203, 112.0),
     (112.0, -93.786, -18.214),
 )
+"""Without the offset of 16 for Y and 128 for Cb and Cr."""
 _OFFSET = (16.0, 128.0, 128.0)
 
 
@@ -36,13 +37,13 @@ def rgb_to_ycbcr(x: Tensor) -> Tensor:
         >>> rgb_to_ycbcr(torch.ones(1, 3, 1, 1)).flatten().round().tolist()
         [235.0, 128.0, 128.0]
     """
-    matrix = torch.tensor(_FROM_RGB, dtype=torch.float64)
+    matrix = torch.tensor(FROM_RGB, dtype=torch.float64)
     offset = torch.tensor(_OFFSET, dtype=x.dtype, device=x.device)[:, None, None]
     return _mix(x, matrix, "x") + offset
 
 
 def ycbcr_to_rgb(x: Tensor) -> Tensor:
     """Inverse of `rgb_to_ycbcr`; the result is not clipped."""
-    matrix = torch.tensor(_FROM_RGB, dtype=torch.float64).inverse()
+    matrix = torch.tensor(FROM_RGB, dtype=torch.float64).inverse()
     offset = torch.tensor(_OFFSET, dtype=x.dtype, device=x.device)[:, None, None]
     return _mix(x - offset, matrix, "x")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from feint.core.errors import ShapeError
 
-__all__ = ["block_dct", "block_idct", "dct_matrix", "round_stable", "soft_round"]
+__all__ = ["block_dct", "block_idct", "dct_matrix", "round_stable", "round_stable_", "soft_round"]
 
 _TIE_GRID = 2.0**20
 
@@ -85,7 +85,12 @@ def round_stable(x: Tensor) -> Tensor:
         >>> round_stable(torch.tensor([2.5 + 1e-12, 3.5 - 1e-12], dtype=torch.float64))
         tensor([2., 4.], dtype=torch.float64)
     """
-    return ((x * _TIE_GRID).round() / _TIE_GRID).round()
+    return round_stable_(x.clone())
+
+
+def round_stable_(x: Tensor) -> Tensor:
+    """`round_stable`, in place."""
+    return x.mul_(_TIE_GRID).round_().div_(_TIE_GRID).round_()
 
 
 def soft_round(x: Tensor, floor: float = 0.0) -> Tensor:

@@ -28,17 +28,18 @@ def to_uint8(x: Tensor, rounding: Rounding = "nearest") -> Tensor:
     """
     if not x.is_floating_point():
         raise DtypeError(f"x has dtype {x.dtype}; expected floating point in [0, 1]")
+    x = x.detach()
     if rounding == "nearest":
-        value = (x * 255).round()
+        value = (x * 255).round_()
     elif rounding == "truncate":
-        value = (x * 255).floor()
+        value = (x * 255).floor_()
     elif rounding == "torchvision":
-        value = (x * 255.999).floor()
+        value = (x * 255.999).floor_()
     else:
         raise ConfigError(
             f"rounding is {rounding!r}; expected 'nearest', 'truncate' or 'torchvision'"
         )
-    return value.clamp(0, 255).to(torch.uint8)
+    return value.clamp_(0, 255).to(torch.uint8)
 
 
 def from_uint8(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -33,6 +33,8 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl key increments
 _ROUNDS = 10
 _LANES = 1 << 16
 """Counters that are run at a time."""
+_FEW = 8
+"""Counters up to which plain integers are faster."""
 
 
 def _philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tensor) -> list[Tensor]:
@@ -42,6 +44,8 @@ def _philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tens
     rounds, the other way round before odd ones. Fewer and larger operations cost half as much.
     """
     shape = torch.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape, k0.shape)
+    if c0.device.type == "cpu" and 0 < shape.numel() <= _FEW:
+        return _philox_few([t.expand(shape) for t in (c0, c1, c2, c3, k0, k1)])
     a = torch.stack([c0.expand(shape), c2.expand(shape)])
     b = torch.stack([c3.expand(shape), c1.expand(shape)])
     factors, weyl = _constants(a.device, a.ndim)
@@ -58,6 +62,18 @@ def _philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, k0: Tensor, k1: Tens
         b = p.flip(0)
     b &= _MASK
     return [a[0], b[1], a[1], b[0]]
+
+
+def _philox_few(words: list[Tensor]) -> list[Tensor]:
+    """The same for a few counters: sixty tensor operations cost more than the numbers."""
+    columns = []
+    for c0, c1, c2, c3, k0, k1 in zip(*(t.flatten().tolist() for t in words), strict=True):
+        for _ in range(_ROUNDS):
+            p0, p1 = c0 * _M0, c2 * _M1
+            c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32) ^ c3 ^ k1, p0 & _MASK
+            k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+        columns.append((c0, c1, c2, c3))
+    return list(torch.tensor(columns).T.reshape(4, *words[0].shape).unbind())
 
 
 @lru_cache(maxsize=32)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from feint.core.dct import block_dct, block_idct, round_stable, soft_round
+from feint.core.dct import block_dct, block_idct, round_stable_, soft_round
 from feint.core.errors import ConfigError, RangeError
 from feint.core.pieces import in_pieces
 from feint.core.registry import defense
@@ -151,10 +151,10 @@ class FD(Defense):
         height, width = x.shape[-2:]
         padded = _pad(x * 255)
         table = self.table(x.device).repeat(padded.shape[-2] // _BLOCK, padded.shape[-1] // _BLOCK)
-        levels = block_dct(padded.double()) / table
-        levels = soft_round(levels, _FLOOR) if soft else round_stable(levels)
-        y = block_idct(levels * table) / 255
-        y = (y + (y.clamp(0, 1) - y).detach() if soft else y.clamp(0, 1)).to(x.dtype)
+        levels = block_dct(padded.double()).div_(table)
+        levels = soft_round(levels, _FLOOR) if soft else round_stable_(levels)
+        y = block_idct(levels.mul_(table)).div_(255)
+        y = (y + (y.clamp(0, 1) - y).detach() if soft else y.clamp_(0, 1)).to(x.dtype)
         top, left = (0, 0) if self.align == "repo" else (_before(height), _before(width))
         return y[..., top : top + height, left : left + width]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from feint.core.dct import block_dct, block_idct, soft_round
 from feint.core.errors import ConfigError, RangeError, ShapeError
+from feint.core.pieces import fresh_like
 from feint.core.quantise import Rounding, from_uint8, to_uint8
 from feint.core.registry import defense
 from feint.defenses.base import Defense, Params, backward_rule
@@ -157,19 +158,19 @@ def pillow_jpeg(
     # Bytes travel from and to a device in one piece; on the CPU each image is converted by itself,
     # while it is in the cache.
     source = x if here else to_uint8(x, rounding).cpu()
-    out = torch.empty(x.shape, dtype=x.dtype if here else torch.uint8)
+    out = fresh_like(x) if here else torch.empty(x.shape, dtype=torch.uint8)
     each = quality.tolist() if isinstance(quality, Tensor) else [quality] * len(x)
 
     def code(i: int) -> None:
         levels = to_uint8(source[i], rounding) if here else source[i]
-        array = np.stack(list(levels.numpy()), axis=-1)
-        image = Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else array)
+        planes = [Image.fromarray(plane) for plane in levels.numpy()]
+        image = planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=each[i], subsampling=subsampling)
         buffer.seek(0)
-        with Image.open(buffer) as decoded:
-            back = np.array(decoded).reshape(array.shape)
-        out[i].copy_(torch.from_numpy(back).permute(2, 0, 1))
+        with Image.open(buffer, formats=("JPEG",)) as decoded:
+            for k, plane in enumerate(decoded.split()):
+                out[i, k] = torch.from_numpy(np.array(plane))
         if here:
             out[i].div_(255)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from feint.core import random
 from feint.core.errors import ConfigError, RangeError, ShapeError
+from feint.core.pieces import fresh_like
 from feint.core.registry import defense
 from feint.defenses.activation import ActivationMap, Variant
 from feint.defenses.base import Defense, Params, backward_rule
@@ -298,17 +299,22 @@ def resolve_moves(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         (tensor([[3, 0, 3]]), tensor([[False,  True,  True]]))
     """
     moves = target.shape[1]
-    number = torch.arange(moves, device=target.device).expand_as(target)
-    order = (target * moves + number).sort(1).values  # by target, then by time
-    earlier = torch.searchsorted(order, source * moves + number) - 1
+    number = torch.arange(moves, device=target.device)
+    bits = (moves - 1).bit_length()
+    mask = (1 << bits) - 1  # a target and a time in one number
+    order = ((target << bits) | number).sort(1).values  # by target, then by time
+    earlier = torch.searchsorted(order, (source << bits) | number).sub_(1)
     found = order.gather(1, earlier.clamp(min=0))
-    linked = (earlier >= 0) & (found // moves == source)
-    pointer = torch.where(linked, found % moves, number)
-    for _ in range((moves - 1).bit_length()):
-        pointer = pointer.gather(1, pointer)
+    linked = (earlier >= 0) & (found >> bits == source)
+    pointer = torch.where(linked, found & mask, number)
+    for _ in range(bits):
+        further = pointer.gather(1, pointer)
+        if target.device.type == "cpu" and torch.equal(further, pointer):
+            break  # chains are short; elsewhere to ask costs more than to go on
+        pointer = further
     origin = source.gather(1, pointer)
-    final = torch.searchsorted(order, target * moves + (moves - 1), right=True) - 1
-    winner = order.gather(1, final) % moves
+    final = torch.searchsorted(order, (target << bits) | mask, right=True).sub_(1)
+    winner = order.gather(1, final) & mask
     return origin.gather(1, winner), winner == number
 
 
@@ -317,5 +323,7 @@ def _apply(x: Tensor, target: Tensor, source: Tensor) -> Tensor:
     origin, last = resolve_moves(target, source)
     flat = x.flatten(1)
     value = flat.gather(1, origin)
-    value = torch.where(last, value, value.detach())
-    return flat.scatter(1, target, value).view_as(x)
+    if value.requires_grad:
+        value = torch.where(last, value, value.detach())
+        return flat.scatter(1, target, value).view_as(x)
+    return fresh_like(flat).copy_(flat).scatter_(1, target, value).view_as(x)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from feint.core import random
 from feint.core.errors import RangeError, ShapeError
+from feint.core.pieces import in_pieces
 from feint.core.registry import defense
 from feint.defenses.base import Defense, Params, backward_rule
 
@@ -96,31 +97,34 @@ class RDG(Defense):
 
     def draw(self, keys: Tensor, shape: torch.Size) -> Params:
         """`rows` (B, H) and `columns` (B, W): the source index of every output row and column."""
-        maps = []
-        for purpose, n in zip(("rows", "columns"), shape[-2:], strict=True):
-            if n < self.strips:
-                raise ShapeError(
-                    f"x has shape {tuple(shape)}; expected sides of at least strips={self.strips} "
-                    "pixels; lower strips or enlarge the images"
-                )
-            count = -(-n // (n // self.strips))
-            stream = random.fold(keys, purpose)
-            u = random.uniform(stream, (count,), -self.delta, self.delta, torch.float64)
-            source = distortion_map(1 + u, n, n // self.strips)
-            if self.random_corner:
-                flip = random.integers(random.fold(stream, "corner"), 0, 2, (1,)) == 1
-                source = torch.where(flip, n - 1 - source.flip(-1), source)
-            maps.append(source)
-        return {"rows": maps[0], "columns": maps[1]}
+        height, width = shape[-2:]
+        if min(height, width) < self.strips:
+            raise ShapeError(
+                f"x has shape {tuple(shape)}; expected sides of at least strips={self.strips} "
+                "pixels; lower strips or enlarge the images"
+            )
+        streams = torch.stack([random.fold(keys, "rows"), random.fold(keys, "columns")])
+        if height == width:  # both at once
+            rows, columns = self._map(streams, height)
+        else:
+            rows, columns = self._map(streams[0], height), self._map(streams[1], width)
+        return {"rows": rows, "columns": columns}
+
+    def _map(self, stream: Tensor, n: int) -> Tensor:
+        """Source indices along an axis of n pixels, (*stream.shape, n)."""
+        strip = n // self.strips
+        u = random.uniform(stream, (-(-n // strip),), -self.delta, self.delta, torch.float64)
+        source = distortion_map(1 + u, n, strip)
+        if self.random_corner:
+            flip = random.integers(random.fold(stream, "corner"), 0, 2, (1,)) == 1
+            source = torch.where(flip, n - 1 - source.flip(-1), source)
+        return source
 
     def transform(self, x: Tensor, params: Params) -> Tensor:
         """out[y, x] = in[rows[y], columns[x]]."""
-        b, c, height, width = x.shape
         if not self.stochastic:  # one map for all keys
-            params = self.draw(torch.zeros(b, dtype=torch.int64, device=x.device), x.shape)
-        rows = params["rows"][:, None, :, None].expand(b, c, height, width)
-        columns = params["columns"][:, None, None, :].expand(b, c, height, width)
-        return x.gather(2, rows).gather(3, columns)
+            params = self.draw(torch.zeros(len(x), dtype=torch.int64, device=x.device), x.shape)
+        return in_pieces(_gather, x, params["rows"], params["columns"])
 
     @backward_rule("identity")
     def identity(self, x: Tensor, params: Params) -> Tensor:
@@ -128,32 +132,40 @@ class RDG(Defense):
         return x
 
 
+def _gather(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Whole rows first, by their number among those of all planes: they are copied as they lie."""
+    b, c, height, width = x.shape
+    plane = torch.arange(b * c, device=x.device).view(b, c, 1) * height
+    lines = x.reshape(-1, width).index_select(0, (plane + rows[:, None]).flatten())
+    return lines.view(x.shape).gather(3, columns[:, None, None].expand(x.shape))
+
+
 def distortion_map(factors: Tensor, n: int, width: int) -> Tensor:
     """Source indices of one axis from the stretch factors of its strips.
 
     Args:
-        factors: Stretch of each strip, float64, (B, ⌈n/width⌉).
+        factors: Stretch of each strip, float64, (…, ⌈n/width⌉).
         n: Length of the axis.
         width: Pixels of a whole strip.
 
     Returns:
-        int64, (B, n), in [0, n).
+        int64, (…, n), in [0, n).
 
     Example:
         >>> distortion_map(torch.ones(1, 3, dtype=torch.float64), 8, 3)
         tensor([[0, 2, 3, 3, 4, 6, 6, 7]])
     """
-    count = factors.shape[1]
+    count = factors.shape[-1]
     last = n - (count - 1) * width  # pixels of the last strip
-    ends = (width * factors).cumsum(1)
+    ends = (width * factors).cumsum(-1)
     if last < width:
-        ends = torch.cat([ends[:, :-1], torch.full_like(ends[:, :1], float(n))], 1)
-    starts = torch.cat([torch.zeros_like(ends[:, :1]), ends[:, :-1]], 1)
+        ends = torch.cat([ends[..., :-1], torch.full_like(ends[..., :1], float(n))], -1)
+    starts = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
     position = torch.arange(n, device=factors.device)
     strip, offset = position // width, position % width
     gaps = torch.full_like(position, width - 1)
     gaps[(count - 1) * width :] = last - 1
-    spacing = (ends - starts)[:, strip] / gaps.clamp(min=1)
-    line = starts[:, strip] + offset * spacing
-    line = torch.where((offset == gaps) & (gaps > 0), ends[:, strip], line)
+    spacing = (ends - starts)[..., strip] / gaps.clamp(min=1)
+    line = starts[..., strip] + offset * spacing
+    line = torch.where((offset == gaps) & (gaps > 0), ends[..., strip], line)
     return line.round().long().clamp(0, n - 1)

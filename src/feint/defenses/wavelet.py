@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from feint.core.clip import clip
-from feint.core.color import rgb_to_ycbcr, ycbcr_to_rgb
+from feint.core.color import FROM_RGB
 from feint.core.errors import ConfigError, RangeError, ShapeError
 from feint.core.pieces import in_pieces
 from feint.core.registry import defense
@@ -21,6 +22,7 @@ Method = Literal["bayes", "visu", "sure", "hard"]
 
 _METHODS = ("bayes", "visu", "sure", "hard")
 _EPS = 2.0**-52  # of float64, in which the original computes
+_PIECE = 1 << 20  # values at a time: fewer calls, and still in the cache
 
 
 @defense("wavelet", paper="Prakash et al. 2018, CVPR, arXiv 1801.08926, §7 and §8")
@@ -114,47 +116,62 @@ class Wavelet(Defense):
 
     def transform(self, x: Tensor, params: Params) -> Tensor:
         """Denoise every channel."""
-        return in_pieces(self._whole, x) if x.numel() else x
+        return in_pieces(self._whole, x, values=_PIECE) if x.numel() else x
 
     def _whole(self, x: Tensor) -> Tensor:
-        if self.color == "rgb":
-            return clip(self._denoise(x))
-        if x.shape[1] != 3:
+        if self.color == "ycbcr" and x.shape[1] != 3:
             raise ShapeError(
                 f"x has shape {tuple(x.shape)}; expected three channels for YCbCr; "
                 "use color='rgb' for other images"
             )
-        y = rgb_to_ycbcr(x)
+        height, width = x.shape[-2:]
+        padded = _even(x)  # repeats values, so that it moves no extremum
+        if self.color == "rgb":
+            ones = x.new_ones(1, 1, 1, 1)
+            return _between(self._denoise(padded, ones, x.shape[-2:])[..., :height, :width] / 4)
+        # What is affine in YCbCr commutes with the transform: its offset has no effect, and the
+        # stretch to [0, 1] is one of the thresholds. The factor 4 of `_denoise` goes into the
+        # last matrix.
+        forth, back = _matrices()
+        y = _mix(padded, forth)
         low, high = y.amin((2, 3), keepdim=True), y.amax((2, 3), keepdim=True)
         span = torch.where(high > low, high - low, 1.0)
-        y = clip(self._denoise((y - low) / span))
-        return clip(ycbcr_to_rgb(y * span + low))
+        y = _between(self._denoise(y, span, x.shape[-2:]), 4 * low, 4 * high)
+        return _between(_mix(y, back)[..., :height, :width])
 
-    def _denoise(self, x: Tensor) -> Tensor:
-        """Decompose, shrink, recompose; (B, C, H, W) of any range."""
-        side = min(x.shape[-2:])
+    def _denoise(self, x: Tensor, span: Tensor, size: torch.Size) -> Tensor:
+        """Decompose, shrink, recompose, times 4.
+
+        Args:
+            x: (B, C, H, W) of any range, even sides.
+            span: What is to count as 1 in each channel, (B or 1, C or 1, 1, 1).
+            size: Of the image before its sides were made even.
+        """
+        side, pixels = min(size), size[0] * size[1]
         depth = max(side.bit_length() - 1 - 3, 1) if self.levels is None else self.levels
-        pixels = x.shape[-2] * x.shape[-1]
         sizes, details = [], []
-        for _ in range(depth):
+        for k in range(depth):
             sizes.append(x.shape[-2:])
-            x, detail = haar(x)
-            details.append(self._shrink(detail, pixels))
-        for size, detail in zip(reversed(sizes), reversed(details), strict=True):
-            x = haar_inverse(x, detail)[..., : size[0], : size[1]]
+            x, detail = _split(_even(x))
+            details.append(self._shrink(detail, span[..., None] * 2 ** (k + 1), pixels))
+        for k in reversed(range(depth)):
+            x = _join(x, details[k])[..., : sizes[k][0], : sizes[k][1]]
+            if k:
+                x = _scaled(x, 0.25)
         return x
 
-    def _shrink(self, d: Tensor, pixels: int) -> Tensor:
-        """Threshold the sub-bands d, (B, C, 3, h, w), each by itself."""
-        sigma = self.sigma
+    def _shrink(self, d: Tensor, unit: Tensor, pixels: int) -> Tensor:
+        """Threshold the sub-bands d, (B, C, 3, h, w), each by itself, in units of `unit`."""
+        sigma = self.sigma * unit
         if self.method == "hard":
             return torch.where(d.abs() > sigma * math.sqrt(2 * math.log(pixels)), d, 0.0)
         if self.method == "visu":
             return _soft(d, sigma * math.sqrt(2 * math.log(pixels)))
         if self.method == "bayes":
-            signal = (d * d).mean((-2, -1), keepdim=True) - sigma**2
-            return _soft(d, sigma**2 / signal.clamp(min=_EPS).sqrt())
-        return _soft(d, sigma * _sure(d.flatten(-2) / sigma)[..., None, None])
+            norm = torch.linalg.vector_norm(d.flatten(-2), dim=-1)[..., None, None]
+            signal = norm**2 / (d.shape[-2] * d.shape[-1]) - sigma**2
+            return _soft(d, sigma**2 / torch.maximum(signal, _EPS * unit**2).sqrt())
+        return _soft(d, sigma * _sure((d / sigma).flatten(-2))[..., None, None])
 
     @backward_rule("identity")
     def identity(self, x: Tensor, params: Params) -> Tensor:
@@ -162,9 +179,46 @@ class Wavelet(Defense):
         return x
 
 
-def _soft(d: Tensor, threshold: Tensor | float) -> Tensor:
-    bound = threshold if isinstance(threshold, Tensor) else d.new_tensor(threshold)
-    return d - d.clamp(-bound, bound)
+@lru_cache(maxsize=1)
+def _matrices() -> tuple[Tensor, Tensor]:
+    """From RGB to YCbCr without its offset, and back from four times that."""
+    with torch.inference_mode(False):
+        forth = torch.tensor(FROM_RGB, dtype=torch.float64)
+        return forth, forth.inverse() / 4
+
+
+def _in_place(x: Tensor) -> bool:
+    """Whether nobody will ask for a derivative of `x`, so that memory may be used again."""
+    return not x.requires_grad
+
+
+def _soft(d: Tensor, threshold: Tensor) -> Tensor:
+    """Toward zero by the threshold; may overwrite `d`."""
+    if not _in_place(d):
+        return d - torch.clamp(d, -threshold, threshold)
+    kept = torch.minimum(d, threshold)
+    return d.sub_(torch.maximum(kept, -threshold, out=kept))
+
+
+def _between(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """`x` within bounds, [0, 1] by default; may overwrite `x`."""
+    if not _in_place(x):
+        if low is None or high is None:
+            return clip(x)
+        return torch.where(x < low, low, torch.where(x > high, high, x))
+    if low is not None and high is not None:  # much faster than clamp with tensors
+        torch.maximum(x, low, out=x)
+        return torch.minimum(x, high, out=x)
+    return x.clamp_(0, 1)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    return x.mul_(factor) if _in_place(x) else x * factor
+
+
+def _mix(x: Tensor, matrix: Tensor) -> Tensor:
+    """Each pixel's channels times a matrix."""
+    return (matrix.to(x.device, x.dtype) @ x.flatten(2)).unflatten(2, x.shape[-2:])
 
 
 def _sure(d: Tensor) -> Tensor:
@@ -197,27 +251,54 @@ def haar(x: Tensor) -> tuple[Tensor, Tensor]:
         >>> haar(torch.ones(2, 2))[0]
         tensor([[2.]])
     """
-    height, width = x.shape[-2:]
-    if height % 2:
-        x = torch.cat([x, x[..., -1:, :]], -2)
-    if width % 2:
-        x = torch.cat([x, x[..., -1:]], -1)
-    h, w = x.shape[-2] // 2, x.shape[-1] // 2
-    squares = x.unflatten(-1, (w, 2)).unflatten(-3, (h, 2))  # (…, h, 2, w, 2)
-    corners = squares.movedim((-3, -1), (-4, -3)).flatten(-4, -3)  # (…, 4, h, w)
-    parts = (_butterfly(x) @ corners.flatten(-2)).unflatten(-1, (h, w))
-    return parts[..., 0, :, :], parts[..., 1:, :, :]
-
-
-def _butterfly(like: Tensor) -> Tensor:
-    """From the corners of a square to sum and differences, halved; its own inverse."""
-    signs = [[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]]
-    return like.new_tensor(signs) / 2
+    approximation, details = _split(_even(x))
+    return approximation / 2, details / 2
 
 
 def haar_inverse(approximation: Tensor, details: Tensor) -> Tensor:
     """Inverse of `haar`, (…, 2h, 2w); for an odd side the caller drops the last row or column."""
-    h, w = approximation.shape[-2:]
-    parts = torch.cat([approximation.unsqueeze(-3), details], -3)
-    corners = (_butterfly(parts) @ parts.flatten(-2)).unflatten(-1, (h, w)).unflatten(-3, (2, 2))
-    return corners.movedim((-4, -3), (-3, -1)).flatten(-4, -3).flatten(-2)
+    return _join(approximation, details) / 2
+
+
+def _even(x: Tensor) -> Tensor:
+    """`x` with its last row and column repeated where their number is odd."""
+    if x.shape[-2] % 2:
+        x = torch.cat([x, x[..., -1:, :]], -2)
+    if x.shape[-1] % 2:
+        x = torch.cat([x, x[..., -1:]], -1)
+    return x
+
+
+def _split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums and differences over 2×2 squares: `haar` of even sides, times 2."""
+    top, bottom = x[..., 0::2, :], x[..., 1::2, :]
+    s, d = top + bottom, top - bottom
+    left, right = s[..., 0::2], s[..., 1::2]
+    first, second = d[..., 0::2], d[..., 1::2]
+    if not _in_place(x):
+        return left + right, torch.stack([first + second, left - right, first - second], -3)
+    details = x.new_empty(*x.shape[:-2], 3, x.shape[-2] // 2, x.shape[-1] // 2)
+    da, ad, dd = details.unbind(-3)
+    torch.add(first, second, out=da)
+    torch.sub(left, right, out=ad)
+    torch.sub(first, second, out=dd)
+    return left + right, details
+
+
+def _join(approximation: Tensor, details: Tensor) -> Tensor:
+    """Inverse of `_split`, times 4."""
+    da, ad, dd = details.unbind(-3)
+    return _weave(_weave(approximation, ad, -1), _weave(da, dd, -1), -2)
+
+
+def _weave(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Sums a + b and differences a − b, alternating along an axis."""
+    if not (_in_place(a) and _in_place(b)):
+        return torch.stack([a + b, a - b], dim if dim == -1 else -2).flatten(dim - 1, dim)
+    size = list(a.shape)
+    size[dim] *= 2
+    out = a.new_empty(size)
+    even, odd = (out[..., k::2] if dim == -1 else out[..., k::2, :] for k in (0, 1))
+    torch.add(a, b, out=even)
+    torch.sub(a, b, out=odd)
+    return out
