@@ -3,9 +3,10 @@
     python benchmarks/defenses.py --model zoo.py:resnet50 [--sides 32,224,299] [--batches 1,64]
 
 Every registered defense is measured with its defaults, found by introspection, and the papers'
-chains. A share is the defense's time over that of a forward pass of the model on the same images.
-The per-image loops of `loops.py` and peers get the same images one by one, as their authors ran
-them; each is measured on at most `--loop-images` of them. Repeats alternate between contestants, so
+chains. A share is the defense's time per image over that of a forward pass of the model, which is
+measured on at most `--model-images` of the same images. The per-image loops of `loops.py` and peers
+get the same images one by one, as their authors ran them; each is measured on at most
+`--loop-images` of them. Repeats alternate between contestants, so
 that a slow moment hits all of them; medians count. Each cell (defense, side, batch) is kept as soon
 as it is measured; what is there is not measured again, unless `--again`.
 
@@ -23,6 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from feint.core import random
 from feint.core.errors import FeintError
 from feint.core.registry import DEFENSES
 from feint.defenses import parse
+from feint.defenses._pixelcnn import Mixture
 from provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,6 +50,7 @@ CHAINS = (
     "fd + rand",
     "pixel_deflection + wavelet",
     "pixel_deflection(activation_map='rcam') + wavelet",
+    "pixel_deflection(preset='qiu')",
 )
 PAPERS = ("fd", "rdg", "rand", "pixel_deflection", "wavelet", "pixel_shift", *CHAINS)
 """The papers' transformations: at most a tenth of the model. Networks among them cannot be."""
@@ -80,11 +84,56 @@ def art(name: str, **kwargs: Any) -> Callable[[Tensor], Run]:
     return make
 
 
+class Likelihoods:
+    """Our PixelCNN as what ART's PixelDefend asks: 256 probabilities for each value of an image.
+
+    ART takes them all from the image as it came, one pass, and then searches value by value; ours
+    follows Algorithm 1, where each pixel depends on the purified ones before it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    @torch.no_grad()
+    def get_activations(self, x: np.ndarray, layer: int, batch_size: int) -> np.ndarray:
+        """(B, H, W, 3, 256)."""
+        images = torch.from_numpy(x).permute(0, 3, 1, 2)
+        mixture = Mixture(self.network(images).movedim(1, -1))
+        levels = torch.arange(256.0)[:, None, None, None].expand(-1, len(x), *x.shape[1:3])
+        found = []
+        for channel in range(3):
+            found.append((mixture.weight + mixture.log_mass(channel, levels)).logsumexp(-1).exp())
+            mixture.take(channel, (images[:, channel] * 255).round())
+        return torch.stack(found, -1).permute(1, 2, 3, 4, 0).numpy()
+
+
+def art_pixel_defend(x: Tensor) -> Run:
+    """ART's, image by image and value by value."""
+    if x.shape[-1] > 64:
+        raise ImportError("256 probabilities for each value: gigabytes beyond 64 px")
+    from art.defences.preprocessor import PixelDefend
+    from art.estimators.classification.classifier import ClassifierMixin
+    from art.estimators.estimator import NeuralNetworkMixin
+
+    class Adapter(Likelihoods, ClassifierMixin, NeuralNetworkMixin):  # type: ignore[misc]
+        predict = fit = clone_for_refitting = loss_gradient = class_gradient = None
+        input_shape = channels_first = None
+
+    Adapter.__abstractmethods__ = frozenset()
+    network = parse("pixel_defend").network  # type: ignore[attr-defined]
+    one = PixelDefend(clip_values=(0, 1), eps=16, pixel_cnn=Adapter(network.float().eval()))
+    pictures = x.permute(0, 2, 3, 1).numpy().astype(np.float32)
+    return lambda: one(pictures.copy())
+
+
 CONTESTANTS: dict[str, dict[str, Callable[[Tensor], Run]]] = {
     "fd": {"loop over blocks": plain(loops.fd)},
     "rdg": {"loop over pixels": plain(loops.rdg), "OpenCV remap": plain(loops.rdg_remap)},
     "rand": {"scikit-image resize": plain(loops.rand)},
     "pixel_deflection": {"loop over moves": plain(loops.pixel_deflection)},
+    "pixel_deflection(preset='qiu')": {
+        "loop over moves": plain(partial(loops.pixel_deflection, moves=1800))
+    },
     "wavelet": {"scikit-image": plain(loops.wavelet)},
     "jpeg": {
         "Pillow": plain(loops.jpeg),
@@ -98,13 +147,14 @@ CONTESTANTS: dict[str, dict[str, Callable[[Tensor], Run]]] = {
         "scikit-image": plain(loops.tv_bregman),
         "ART": art("TotalVarMin", prob=0.5, max_iter=10),
     },
-    "pixel_defend": {},
+    "pixel_defend": {"ART": art_pixel_defend},
 }
 TARGETS = {
     # defense: (contestant, at least so many times as fast), at the largest side and batch
     "fd": ("loop over blocks", 20.0),
     "rdg": ("loop over pixels", 20.0),
     "pixel_deflection": ("loop over moves", 20.0),
+    "pixel_deflection(preset='qiu')": ("loop over moves", 20.0),
     "wavelet": ("scikit-image", 20.0),
     "jpeg": ("ART", 2.0),
 }
@@ -144,7 +194,8 @@ def measure(
     defense = parse(text).eval().bind(model)
     keys = random.keys(0, len(x))
     missing: dict[str, str] = {}
-    counts = {"feint": len(x), "model": len(x)}
+    seen = x[: args.model_images]
+    counts = {"feint": len(x), "model": len(seen)}
 
     def ours() -> None:
         with torch.no_grad():
@@ -152,7 +203,7 @@ def measure(
 
     def forward() -> None:
         with torch.no_grad():
-            model(x)
+            model(seen)
 
     runs: dict[str, Run] = {"feint": ours, "model": forward}
     few = x[: args.loop_images]
@@ -264,6 +315,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="defenses, separated by commas")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--loop-images", type=int, default=4)
+    parser.add_argument("--model-images", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cell-limit", type=float, default=60, help="seconds, about")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds in all, about")
