@@ -60,9 +60,16 @@ def partial_attack(text: str) -> Any:
     return partial(chosen.info.component, **chosen.kwargs)
 
 
+def _value(number: Number) -> float:
+    return number.value or 0.0
+
+
 def _pick(found: Measured, name: object) -> Measured:
     if name is None:
         return Measured(found.arrays, {"value": Number(None), **found.numbers})
+    if name == "max of all":
+        most = max((n for n in found.numbers.values() if n.value is not None), key=_value)
+        return Measured(found.arrays, {**found.numbers, "value": most})
     if name not in found.numbers:
         raise ConfigError(f"there is no number {name!r}; there are {', '.join(found.numbers)}")
     return Measured(found.arrays, {**found.numbers, "value": found.numbers[str(name)]})
@@ -107,10 +114,11 @@ def _properties(case: Case) -> Measured:
         defense = lab.defense(str(fields["defense"]))
         if defense is None:
             raise ConfigError("properties are those of a defense; the field 'defense' is none")
-        draws = int(fields.get("draws", 8))
+        draws, probed = int(fields.get("draws", 8)), int(fields.get("probed", 4))
+        last = index.sort().values[:probed].max()  # `properties` probes by index
         found = properties(
             defense, lab.model(str(fields["model"])), x, y,
-            draws=draws, probed=int(fields.get("probed", 4)), seed=lab.seed, index=index,
+            draws=draws, probed=int(last) + 1, seed=lab.seed, index=index,
             batch_size=min(lab.batch_size, 16),
         )  # fmt: skip
         numbers = {

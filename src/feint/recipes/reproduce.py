@@ -13,7 +13,12 @@ from feint.core.errors import ConfigError, UnknownNameError
 from feint.diagnostics.numbers import Measured, Number
 from feint.evaluation import Cell, CellResult, Evaluation
 from feint.evaluation.loop import OnProgress
-from feint.recipes import measures  # noqa: F401  (registers its metrics)
+from feint.recipes import (  # noqa: F401  (they register their metrics)
+    measures,
+    measures_ace,
+    measures_pixel_deflection,
+    measures_qiu,
+)
 from feint.recipes.claims import Verdict, decide
 from feint.recipes.grid import Point, adaptive_fields, points
 from feint.recipes.lab import Lab
@@ -312,17 +317,18 @@ def _entry(
         task.metric.share or recipe.unit == "percent",
         value,
         knowing,
-        _hit(value, task.point.published, recipe),
+        _hit(value, task.point.published, recipe, task.metric.share or recipe.unit == "percent"),
         ours.arrays,
         {k: v for k, v in ours.numbers.items() if k != "value"},
     )
 
 
-def _hit(ours: Number, published: float | None, recipe: Recipe) -> bool | None:
+def _hit(ours: Number, published: float | None, recipe: Recipe, share: bool = True) -> bool | None:
     """Whether a published number agrees with ours within the sampling errors of both.
 
     The interval of a difference of two independent rates (Newcombe 1998, method 10, from both
-    Wilson intervals), and how finely the number is given.
+    Wilson intervals), and how finely the number is given. The sampling error of a published number
+    that is no share is not known.
     """
     if published is None or ours.value is None:
         return None
@@ -331,7 +337,7 @@ def _hit(ours: Number, published: float | None, recipe: Recipe) -> bool | None:
     low = ours.value if ours.low is None else ours.low
     high = ours.value if ours.high is None else ours.high
     theirs_down = theirs_up = 0.0
-    if recipe.images and 0 <= published <= 1:
+    if share and recipe.images and 0 <= published <= 1:
         n, z2 = recipe.images, _Z**2
         middle = (published + z2 / (2 * n)) / (1 + z2 / n)
         half = _Z / (1 + z2 / n) * math.sqrt(published * (1 - published) / n + z2 / (4 * n * n))

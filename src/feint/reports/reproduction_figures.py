@@ -19,7 +19,7 @@ from feint.recipes.schema import Drawing
 from feint.reports.diagnostics_drawing import COLORS, bare, canvas, plain
 from feint.reports.figures import INK, RULE, SOFT
 
-__all__ = ["DRAWINGS", "draw"]
+__all__ = ["DRAWINGS", "draw", "drawing", "series"]
 
 DRAWINGS: dict[str, Callable[[Reproduction, Drawing], Figure]] = {}
 Maps = NDArray[Any]
@@ -55,7 +55,7 @@ def drawing(
     return register
 
 
-def _series(found: Reproduction) -> dict[tuple[str, ...], list[Entry]]:
+def series(found: Reproduction) -> dict[tuple[str, ...], list[Entry]]:
     """Entries along the last axis, by the labels of the others."""
     lines: dict[tuple[str, ...], list[Entry]] = {}
     for entry in found.entries:
@@ -66,7 +66,7 @@ def _series(found: Reproduction) -> dict[tuple[str, ...], list[Entry]]:
 def _panels(found: Reproduction) -> dict[str, dict[tuple[str, ...], list[Entry]]]:
     """Series by the label of the first axis, if there are more than two axes."""
     panels: dict[str, dict[tuple[str, ...], list[Entry]]] = {}
-    for key, line in _series(found).items():
+    for key, line in series(found).items():
         title, rest = (key[0], key[1:]) if len(key) > 1 else ("", key)
         panels.setdefault(title, {})[rest] = line
     return panels
@@ -161,7 +161,6 @@ def _bars(found: Reproduction, wanted: Drawing) -> Figure:
         axes.set_visible(False)
     for axes, (title, key, line) in zip(grid.flat, lines, strict=False):
         at = np.arange(len(line))
-        theirs = [scale * (e.point.published or np.nan) for e in line]
         theirs = [
             scale * e.point.published if e.point.published is not None else np.nan for e in line
         ]
@@ -188,18 +187,17 @@ def _bars(found: Reproduction, wanted: Drawing) -> Figure:
 def _maps(found: Reproduction, wanted: Drawing) -> Figure:
     """Arrays of each point as heat maps: rows of the table down, columns across.
 
-    Options: `array` (the array's name), `shared` (`row`, `all` or `none`: the colour scale),
-    `color` (matplotlib's name), `crop` (side of the middle that is shown).
+    Options: `array` (the array's name, unless the points say), `shared` (`row`, `all` or `none`:
+    the colour scale), `color` (matplotlib's name), `crop` (side of the middle that is shown).
     """
-    lines = _series(found)
-    name = str(wanted.options.get("array", ""))
+    lines = series(found)
     columns = max(len(line) for line in lines.values())
     figure = canvas(1.45 * columns + 0.9, 1.5 * len(lines) + 0.3)
     grid = figure.subplots(len(lines), columns, squeeze=False)
     shared, crop = wanted.options.get("shared", "row"), int(wanted.options.get("crop", 0))
     color = str(wanted.options.get("color", "magma"))
     pictures = {
-        key: [_cropped(np.asarray(e.arrays[name], float), crop) for e in line]
+        key: [_cropped(np.asarray(e.arrays[_array(e, wanted)], float), crop) for e in line]
         for key, line in lines.items()
     }
     flat = [m for row in pictures.values() for m in row]
@@ -217,6 +215,11 @@ def _maps(found: Reproduction, wanted: Drawing) -> Figure:
                 axes.set_title(plain(entry.point.labels[-1]), fontsize=8, color=INK)
         grid[row, 0].set_ylabel(plain(", ".join(key)), fontsize=8, color=INK)
     return figure
+
+
+def _array(entry: Entry, wanted: Drawing) -> str:
+    """The name of the array that is drawn: of the point, or of the drawing."""
+    return str(entry.point.fields.get("array") or wanted.options["array"])
 
 
 def _cropped(picture: Maps, side: int) -> Maps:
