@@ -29,10 +29,10 @@ class CropEnsemble(Defense):
     One draw is one crop; the paper's classifier averages the predictions of 30:
     `Pipeline(model, CropEnsemble(), votes=30)`.
 
-    Claim: one of five transformations of which the best undo 60 % of strong gray-box and 90 % of
+    Claim: one of five transformations, the best of which undoes 60 % of strong gray-box and 90 % of
     strong black-box attacks on ImageNet (Guo et al., abstract). Known break: EOT over the crops
-    leaves 0 % at an L2 distance of 0.05 (Athalye et al. 2018); S1 Fig. 3: 0 % accuracy, 98 % target
-    hits after 49 rounds.
+    leaves 0 % at a normalized L2 distance of 0.05 (Athalye et al. 2018, as in their notebook; their
+    README's table has 0.005); S1 Fig. 3: 0 % accuracy, 98 % target hits after 49 rounds.
 
     Backward rules:
         `exact` (autograd; a crop and its resize are linear), with EOT over the draws; where the

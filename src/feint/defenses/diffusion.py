@@ -38,10 +38,11 @@ class Diffusion(Defense):
 
     Noise drowns the perturbation, and the model puts back what images have.
 
-    Claim: state of the art against adaptive white-box attacks, without adversarial training: 70.6 %
-    on CIFAR-10 under AutoAttack at linf 8/255, WideResNet-28-10 (Nie et al., table 1). Known break:
-    the exact gradient, checkpointed, with EOT over many draws lowers it to 46.9 % (Lee & Kim 2023);
-    gradients of shortened or approximated reverse processes flatter it.
+    Claim: against adaptive attacks it outperforms adversarial training, often by a large margin
+    (Nie et al., abstract). Known break: the attacks of that evaluation were not the ones that suit
+    it (Lee & Kim 2023, abstract); with its draw held fixed some 24 % of CIFAR-10 withstand, where
+    earlier reports come near 70 % (Liu & Wei 2025, arXiv 2505.22839, abstract). So differentiate
+    every step exactly, with checkpoints, and average over many draws.
 
     Backward rules:
         `exact`, the default, is autograd through every step. `identity` passes the classifier's

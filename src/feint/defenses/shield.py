@@ -35,7 +35,8 @@ class Shield(Defense):
     any.
 
     Claim: up to 94 % of black-box and 98 % of gray-box attacks undone (Das et al., abstract).
-    Known break: a differentiable JPEG with EOT leaves 0.1 % (Cornelius 2019, the first version).
+    Known break: an adaptive white-box attack leaves 0.1 % accuracy (Cornelius et al. 2019, arXiv
+    1902.00541, abstract of the first version; the second: 64.3 % of its targets hit).
 
     Backward rules:
         `identity`: the image itself. `surrogate`, the default: the same choice among differentiable
