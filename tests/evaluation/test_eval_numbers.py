@@ -283,7 +283,8 @@ def test_majorities_of_a_cell() -> None:
     assert found.majority_of(12) == found.majority
     assert found.majority_of(3).value == pytest.approx(float(found.rows["vote_3"].mean()))
     assert found.majority_of(3).n == 20
-    assert set(found.as_dict()["votes"]) == {"3", "5", "9"}  # type: ignore[call-overload]
+    assert set(found.as_dict()["majority_of"]) == {"3", "5", "9"}  # type: ignore[call-overload]
+    assert found.as_dict()["votes"] == found.cell.votes  # those of the deployed pipeline
     assert set(found.as_dict()["tries"]) == {"1", "10", "12"}  # type: ignore[call-overload]
     for bad in (17, 4, 0):
         with pytest.raises(RangeError, match="expected one of 1, 3, 5, 9, 12"):

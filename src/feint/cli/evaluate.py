@@ -14,14 +14,17 @@ from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
 from feint.cli import common
-from feint.core.errors import ConfigError
+from feint.cli.gate import Conditions, FailUnder, FailUnderEnd, Junit, MinGrade, Sarif
+from feint.core.errors import ConfigError, FeintError
 from feint.data import DEFAULT, load
 from feint.evaluation.cell import digest
 from feint.evaluation.evaluate import Progress
 from feint.evaluation.rungs import QUERIES, ROUNDS
 from feint.recipes.plans import DEFAULT_ATTACKS, DEFAULT_SCENARIOS, plan, story
 from feint.reports import ReportData, from_run, render
+from feint.reports.attached import diagnose_run
 from feint.reports.html import write
+from feint.reports.output import output
 from feint.store import DataSpec, Resolver, RunSpec, StoredRun, open_run, run
 
 __all__ = ["evaluate", "gather", "publish"]
@@ -172,6 +175,20 @@ def evaluate(
             rich_help_panel=_WORK,
         ),
     ] = "quick",
+    diagnose: Annotated[
+        bool,
+        typer.Option(
+            "--diagnose",
+            help="Also show where gradients and perturbations go (feint diagnose), in the page; "
+            "takes about a minute for small models.",
+            rich_help_panel=_WORK,
+        ),
+    ] = False,
+    fail_under: FailUnder = None,
+    fail_under_end: FailUnderEnd = "low",
+    min_grade: MinGrade = None,
+    sarif: Sarif = None,
+    junit: Junit = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -183,11 +200,13 @@ def evaluate(
 ) -> None:
     """Evaluate a model and a defense against attackers, and grade the evaluation itself.
 
-    Exit codes: 0 done, 1 verdict withheld, 2 bad input, 130 interrupted (resumable).
+    Exit codes: 0 done, 1 verdict withheld or a condition not met (--fail-under, --min-grade), 2
+    bad input, 130 interrupted (resumable).
     """
     begun = time.perf_counter()
     folder = out
     with common.guard(on_interrupt=lambda: _hint(folder)):
+        conditions = Conditions(fail_under, fail_under_end, min_grade, sarif, junit)
         budgets = [common.number(part) for part in eps.split(",")]
         if samples is None:
             samples = min(SAMPLES, load(data, split=split).available)  # type: ignore[arg-type]
@@ -235,28 +254,57 @@ def evaluate(
         with common.progress(not as_json) as bar:
             show = _Show(bar, bar.add_task("starting", total=None, rate=""))
             result = run(spec, folder, on_progress=show, command=["feint", *sys.argv[1:]])
-        page = publish(folder, as_json=as_json)
+        if diagnose:
+            _diagnose(folder, quiet=as_json)
+        page, shown = publish(folder, as_json=as_json)
+        gate = conditions.judge(shown)
+        failed = result.verdict.withheld or (gate is not None and not gate.passed)
+        conditions.write(shown, gate, failed=failed)
         if as_json:
+            seconds = time.perf_counter() - begun
             common.print_json(
-                {
-                    **result.as_dict(),
-                    "run": str(folder),
-                    "html": str(page),
-                    "seconds": round(time.perf_counter() - begun, 2),
-                }
+                output(
+                    result,
+                    run=str(folder),
+                    html=str(page),
+                    command=shown.command,
+                    gate=gate,
+                    seconds=seconds,
+                )
             )
-        if result.verdict.withheld:
+        else:
+            conditions.show(gate)
+        if failed:
             raise typer.Exit(common.MISSED)
 
 
-def publish(folder: Path, *, as_json: bool = False) -> Path:
-    """Write a run's HTML page into its folder, and print its table unless JSON is wanted."""
+def publish(folder: Path, *, as_json: bool = False) -> tuple[Path, ReportData]:
+    """Write a run's HTML page into its folder, and print its table unless JSON is wanted.
+
+    Returns:
+        Where the page is, and what it shows.
+    """
     page = folder / "report.html"
     data = gather(open_run(folder), page)
     write(data, page)
     if not as_json:
         render(common.out, data)
-    return page
+    return page, data
+
+
+def _diagnose(folder: Path, *, quiet: bool) -> None:
+    """A run's diagnosis, into its folder; what a model does not allow is said, and left out."""
+    stored = open_run(folder)
+    with common.progress(not quiet) as bar:
+        task = bar.add_task("diagnosis", total=None, rate="")
+
+        def show(measure: str, subject: str) -> None:
+            bar.update(task, advance=1, description=escape(f"{measure} {subject}"[-44:]))
+
+        try:
+            diagnose_run(stored, Resolver(stored.spec), on_measure=show)
+        except FeintError as error:
+            common.err.print(f"without diagnosis: {escape(str(error))}", soft_wrap=True)
 
 
 def gather(stored: StoredRun, page: Path, *, maps: bool = True) -> ReportData:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,30 +12,70 @@ from rich.markup import escape
 
 from feint.cli import common
 from feint.cli.evaluate import gather
-from feint.core.errors import DataError, FeintError
-from feint.reports import render
+from feint.cli.gate import Conditions, FailUnder, FailUnderEnd, Junit, MinGrade, Sarif
+from feint.core.errors import ConfigError, DataError, FeintError
+from feint.reports import ReportData, render
+from feint.reports.figures import save, story_figure
 from feint.reports.html import write as write_html
 from feint.reports.markdown import write as write_markdown
+from feint.reports.output import output
+from feint.reports.schema import text as schema_text
 from feint.store import open_run
 
 __all__ = ["report"]
 
 
+def _figure(data: ReportData, path: Path) -> Path:
+    return save(story_figure(data), path)
+
+
+_WRITERS: dict[str, Callable[[ReportData, Path], Path]] = {
+    ".html": write_html,
+    ".md": write_markdown,
+    ".svg": _figure,
+    ".png": _figure,
+    ".pdf": _figure,
+}
+
+
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run's directory.", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write here: .html or .md; RUN/report.html by default."),
+        typer.Option(
+            help="Write here: .html, .md, or the ladder figure as .svg, .png or .pdf; "
+            "RUN/report.html by default."
+        ),
     ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of --json, and nothing else.")
+    ] = False,
+    fail_under: FailUnder = None,
+    fail_under_end: FailUnderEnd = "low",
+    min_grade: MinGrade = None,
+    sarif: Sarif = None,
+    junit: Junit = None,
     as_json: common.Json = False,
 ) -> None:
-    """Show a run again: table, findings, verdict, and its HTML page. Nothing is recomputed."""
+    """Show a run again: table, findings, verdict, and its HTML page. Nothing is recomputed.
+
+    Exit codes: 0 done, 1 a condition not met (--fail-under, --min-grade), 2 bad input.
+    """
     with common.guard():
+        if schema:
+            sys.stdout.write(schema_text())
+            return
+        if folder is None:
+            raise ConfigError("which run? give its directory: feint report RUN")
+        conditions = Conditions(fail_under, fail_under_end, min_grade, sarif, junit)
         stored = open_run(folder)
         page = out or folder / "report.html"
-        if page.suffix not in (".html", ".md"):
-            raise DataError(f"{page} has suffix {page.suffix!r}; expected .html or .md")
-        write = write_markdown if page.suffix == ".md" else write_html
+        if page.suffix not in _WRITERS:
+            known = ", ".join(_WRITERS)
+            raise DataError(f"{page} has suffix {page.suffix!r}; expected one of {known}")
+        write = _WRITERS[page.suffix]
         try:
             data = gather(stored, page)
             write(data, page)
@@ -42,11 +84,23 @@ def report(
             common.err.print(f"without gradient maps: {escape(str(error))}", soft_wrap=True)
             data = gather(stored, page, maps=False)
             write(data, page)
+        gate = conditions.judge(data)
+        failed = gate is not None and not gate.passed
+        conditions.write(data, gate, failed=failed)
         if as_json:
             common.print_json(
-                {**stored.evaluation.as_dict(), "run": str(folder), "html": str(page)}
+                output(
+                    stored.evaluation,
+                    run=str(folder),
+                    html=str(page),
+                    command=data.command,
+                    gate=gate,
+                )
             )
-            return
-        render(common.out, data)
-        if out is not None:
-            common.err.print(f"written: {escape(str(page))}")
+        else:
+            render(common.out, data)
+            conditions.show(gate)
+            if out is not None:
+                common.err.print(f"written: {escape(str(page))}")
+        if failed:
+            raise typer.Exit(common.MISSED)

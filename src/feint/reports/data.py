@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from feint.core.errors import RangeError
 from feint.evaluation import Cell, CellResult, Evaluation, Finding, Rate, Verdict
 from feint.evaluation.results import by_deployment
+
+if TYPE_CHECKING:
+    from feint.reports.attached import Attached
 
 __all__ = [
     "Claim",
@@ -129,6 +133,7 @@ class ReportData:
         images: Gives images of chosen rows; without it the report has no pictures.
         gradients: Gives input gradients of chosen rows; without it there are no heat maps.
         views: Gives what judged pipelines see and think of chosen rows' images.
+        diagnosis: Where gradients and perturbations go, if that was looked at.
         class_names: Names of the classes, in order; numbers are shown where there are none.
         command: The exact command that makes the run again.
         run: The run's directory, as text.
@@ -150,6 +155,7 @@ class ReportData:
     images: Images | None = None
     gradients: Gradients | None = None
     views: Views | None = None
+    diagnosis: Attached | None = None
     class_names: Sequence[str] = ()
     command: str = ""
     run: str = ""

@@ -206,6 +206,16 @@ def write(
         "shape": list(data.shape),
         "facts": dict(facts),
         "notes": list(notes),
+        "headline": headline(data),
+        "table": [
+            {
+                "measure": line.measure,
+                "label": line.label,
+                "values": list(line.values),
+                "intervals": list(line.intervals),
+            }
+            for line in lines(data)
+        ],
         "numbers": data.as_dict(),
     }
     numbers = folder / "numbers.json"
@@ -227,9 +237,6 @@ def _uri(path: Path) -> str:
 
 
 _EXTRA = """
-.plate { margin: 1.2rem 0 0; }
-.plate img { display: block; width: 100%; max-width: 62rem; height: auto; background: #fff;
-  border: 1px solid var(--rule); border-radius: 3px; padding: .6rem; }
 td.n small { display: block; }
 """
 

@@ -17,6 +17,7 @@ from feint.defenses import Defense
 from feint.evaluation import CellResult
 from feint.evaluation.attackers import EOT_DRAWS
 from feint.evaluation.verdict import conclude
+from feint.reports.attached import attached
 from feint.reports.data import Claim, Gradients, Images, ReportData, Seen, Views
 from feint.store import Resolver, StoredRun
 
@@ -60,6 +61,7 @@ def from_run(
         images=_images(run),
         gradients=None if resolver is None else _gradients(run, resolver),
         views=None if resolver is None else _views(run, resolver),
+        diagnosis=attached(run.directory),
         class_names=run.classes or (),
         command=_command(run),
         run=str(run.directory),
