@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random as python_random
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from feint.core.quantise import quantise
 from feint.evaluation import Cell, CellResult, Finding, evaluate
 from feint.evaluation.health import across, cells
 from feint.evaluation.health.across import check_across
@@ -21,6 +23,7 @@ from feint.evaluation.health.words import attack_words, card, cell_words
 from feint.evaluation.metrics import Rate
 from feint.evaluation.shard import COLUMNS
 from feint.evaluation.verdict import bounds
+from feint.store.record import Record
 from tests.evaluation.planted import Hot, Jitter, Through, plant
 from tests.tiny import Detach, LinearModel, Round, Shifted, TinyConv, behind, images, predicted
 
@@ -254,6 +257,28 @@ def test_a_budget_without_limits() -> None:
     assert run(coin, x, torch.zeros_like(y))["large-budget-breaks"].status == "pass"
 
 
+def test_gradients_that_vanish_on_the_way() -> None:
+    """There are gradients at 8-bit images only, and an attack leaves these with its first step."""
+
+    class OnTheGrid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = LinearModel()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits, levels = self.model(x), 255 * x
+            off = (levels - levels.round()).abs().flatten(1).amax(1) > 1e-3
+            return torch.where(off[:, None], logits.detach() + 0 * logits, logits)
+
+    x, y = near(0.03, 0.2)
+    x = quantise(x)
+    attack, check = "pgd(steps=4, step_size=0.003, random_start=False)", "gradients-along-the-path"
+    found = run(OnTheGrid(), x, y, attack)
+    assert found["zero-gradient"].status == "pass"
+    assert found[check].status == "fail"
+    assert run(LinearModel(), x, y, attack)[check].status == "pass"
+
+
 # --- rows ----------------------------------------------------------------------------------------
 
 
@@ -346,6 +371,17 @@ def test_a_bound_that_is_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = [replace(b, worst=mean) for b in bounds(results)]
     monkeypatch.setattr(across, "bounds", lambda _: wrong)
     assert status(check_across(results), "worst-case-per-sample") == ["fail"]
+
+
+def test_another_machine() -> None:
+    """Units from two kinds of machines are named; those from one are fine."""
+    one, other = {"cpu": "a", "torch": "2"}, {"cpu": "b", "torch": "2"}
+    alike, mixed = (
+        Record.one_environment(SimpleNamespace(info={"environments": e}))  # type: ignore[arg-type]
+        for e in ([one], [one, other])
+    )
+    assert (alike.check, alike.status, mixed.status) == ("one-environment", "pass", "warn")
+    assert "cpu: 'a' there, 'b' given" in mixed.evidence
 
 
 def test_clean_accuracy() -> None:
