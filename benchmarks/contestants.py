@@ -323,7 +323,7 @@ CASES: dict[str, Case] = {
     "jsma": Case("l0", 8, {
         "feint": feint_("jsma"),
         "torchattacks": torchattacks_("JSMA", theta=1.0, gamma=0.145),
-    }, {"gamma": 0.0005}),
+    }, {"gamma": 0.002}),
     "deepfool": Case("l2", 64, {
         "feint": feint_("deepfool"),
         "feint, 4 classes": feint_("deepfool", classes=4),
