@@ -32,8 +32,8 @@ class HGD(Learned):
         classifier's gradient at the denoised image straight through.
 
     Args:
-        weights: A `.safetensors` file, or `"untrained"`, which is the default: the package has no
-            weights yet. `feint train cifar10-hgd` makes them for the bundled plain ResNet-20.
+        weights: Name of bundled weights, a `.safetensors` file made by `feint train`, or
+            `"untrained"`; by default `cifar10-hgd`, made for the bundled plain ResNet-20.
         width: Channels at full size; by default as the weights say, 64 if untrained.
         levels: Scales of the UNet, from 2; by default as the weights say, 5 if untrained.
 
@@ -73,7 +73,7 @@ class HGD(Learned):
     differentiable: ClassVar[bool] = True
     stochastic: ClassVar[bool] = False
     family: ClassVar[str] = "dunet"
-    bundled: ClassVar[str] = "untrained"
+    bundled: ClassVar[str] = "cifar10-hgd"
 
     network: DUNet
 

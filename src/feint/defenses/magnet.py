@@ -37,9 +37,9 @@ class MagNet(Learned):
         `exact`, the default, is autograd. `identity` passes the gradient straight through.
 
     Args:
-        weights: A `.safetensors` file, or `"untrained"`, which is the default: the package has no
-            weights yet, `feint train cifar10-magnet` makes them; or a list of such names, from
-            which every image draws its own.
+        weights: Name of bundled weights, a `.safetensors` file made by `feint train`, or
+            `"untrained"`; or a list of them, from which every image draws its own. By default
+            `cifar10-magnet`.
         layers: The encoder's layers: a number is a convolution with so many channels, `"max"` or
             `"average"` a pooling; by default as the weights say, `[32]` (the paper's for CIFAR-10:
             convolutions to 32, 32 and 3 channels) if untrained. `[3, 'average', 3]` is MNIST's.
@@ -76,7 +76,7 @@ class MagNet(Learned):
     stochastic: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
     family: ClassVar[str] = "magnet"
-    bundled: ClassVar[str] = "untrained"
+    bundled: ClassVar[str] = "cifar10-magnet"
 
     network: Autoencoder
 
