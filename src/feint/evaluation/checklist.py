@@ -141,7 +141,8 @@ CHECKS: dict[str, Check] = {
     "gradient-foretells": _check(
         "the change of the deployed pipeline's loss along random directions, as the view's "
         "gradient foretells it and as it happens",
-        "correlation: warn below 0.3, fail below 0.1; size: warn beyond 10 times, fail beyond 100",
+        "correlation: warn below 0.3 by a standard error, fail if by two and below 0.1; size: "
+        "warn beyond 10 times, fail beyond 100",
         "C, F", 8,
     ),
     "stable-loss": _check(

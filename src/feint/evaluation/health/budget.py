@@ -23,8 +23,8 @@ __all__ = ["FREE", "LEAST", "Active", "Spending", "cost_of", "limit", "make", "o
 
 LEAST = 256.0
 """Passes that the checks of a pipeline may always take: fewer can tell nothing."""
-FREE = 2e11
-"""Multiplications and additions that nobody waits for: a few seconds of one core."""
+FREE = 1e12
+"""Multiplications and additions that nobody waits for long: some ten seconds of one core."""
 BACKWARD = 2
 """A backward pass costs about two forward passes, in which everything here is counted."""
 OVERDRAWN = 1.5
