@@ -70,9 +70,10 @@ class FD(Defense):
         RangeError: If `passes` < 1 or a step is not positive.
         ConfigError: If `align` is unknown.
 
-    Cost: Per pass 64 float64 multiply–adds per value. One pass over a 299×299 image takes 5 to 8 %
-        of the time of a ResNet-50 forward pass at 224×224 (one CPU thread); `surrogate` runs the
-        codec forward and backward once more.
+    Cost: Per pass 64 float64 multiply–adds per value: in batches of 64 at 224 or 299 px 2 to 3 % of
+        the time of a ResNet-50 forward pass on the same images, one twenty-third to one
+        twenty-fifth of a loop over blocks (CPU time, `benchmarks/results/defenses.md`). `surrogate`
+        runs the codec forward and backward once more.
 
     Example:
         >>> import torch

@@ -86,8 +86,11 @@ class JPEG(Defense):
         ConfigError: If `subsampling` is unknown.
         ShapeError: If there are neither one nor three channels.
 
-    Cost: Per 299×299 image 1.6 ms of one CPU core (0.2 ms for 32×32), spread over the threads; a
-        view's forward and backward pass through the surrogate about 10 ms (1.5 ms).
+    Cost: One run of libjpeg per image, spread over the threads: 1.5 % of the time of a ResNet-50
+        forward pass at 224 and 299 px, 4 to 5 % at 32 px. Per core that is what Pillow and ART take
+        (0.8 to 1.1 times ART's CPU time, `benchmarks/results/defenses.md`), because most of it is
+        the same compiled codec; what there is to gain are the other cores. The surrogate's forward
+        and backward pass take about six times as long.
 
     Example:
         >>> import torch

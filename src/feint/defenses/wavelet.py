@@ -65,8 +65,12 @@ class Wavelet(Defense):
         RangeError: If σ ≤ 0 or `levels` < 1.
         ShapeError: If there are not three channels for YCbCr.
 
-    Cost: O(pixels); for a 299×299 image `bayes`, `visu` and `hard` take 2 to 5 % of a ResNet-50
-        forward pass at 224×224 (one CPU thread), `sure`, which sorts every sub-band, 20 to 25 %.
+    Cost: O(pixels), some thirty passes over the image: in batches of 64 at 224 or 299 px `bayes`,
+        `visu` and `hard` take about 2 % of the time of a ResNet-50 forward pass on the same images
+        (`sure`, which sorts every sub-band, several times that). That is a third of what
+        scikit-image takes image by image at 224 and 299 px, a twentieth at 32 px: its transform is
+        compiled C, and with as many passes over memory, twenty times faster cannot be had on a CPU
+        at large sizes (CPU time, `benchmarks/results/defenses.md`).
 
     Example:
         >>> import torch
