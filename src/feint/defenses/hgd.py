@@ -26,6 +26,10 @@ class HGD(Learned):
     replace; first place in the NIPS 2017 competition of defenses (Liao et al., abstract).
     Known break: PGD through denoiser and classifier finds a chosen target for 100 % of the images
     at linf 4/255 (Athalye & Carlini).
+    Measured with `cifar10-hgd` on 200 bundled test images, 10 steps of PGD at linf 4/255 (8/255):
+    clean 89.0 % (without a defense 91.5 %); examples made on the bare ResNet-20, which gets 0 % of
+    them right, 71.0 % (58.5 %); white-box 0 % (0 %) with `exact`, 48.5 % (5.0 %) with `identity`.
+    95 % intervals reach 7 points to each side at most.
 
     Backward rules:
         `exact`, the default and the break, is autograd through the denoiser. `identity` passes the
