@@ -187,6 +187,8 @@ def _filled(
         if isinstance(value, str) and "{" in value:
             try:
                 return value.format_map(_Known(known, role))
+            except (_Missing, UnknownNameError):
+                raise
             except (KeyError, ValueError, IndexError) as error:
                 raise ConfigError(
                     f"recipe {name}: {value!r} cannot be filled ({error}); known: "

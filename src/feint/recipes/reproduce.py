@@ -17,7 +17,9 @@ from feint.recipes import (  # noqa: F401  (they register their metrics)
     measures,
     measures_ace,
     measures_pixel_deflection,
+    measures_prm,
     measures_qiu,
+    measures_s2snet,
 )
 from feint.recipes.claims import Verdict, decide
 from feint.recipes.grid import Point, adaptive_fields, points

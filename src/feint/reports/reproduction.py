@@ -15,7 +15,11 @@ from rich.text import Text
 
 from feint.diagnostics.numbers import Number
 from feint.recipes.reproduce import Entry, Reproduction
-from feint.reports import reproduction_ace  # noqa: F401  (registers its drawings)
+from feint.reports import (  # noqa: F401  (they register their drawings)
+    reproduction_ace,
+    reproduction_prm,
+    reproduction_s2snet,
+)
 from feint.reports.figures import save
 from feint.reports.reproduction_figures import draw
 from feint.store.files import write_atomic
