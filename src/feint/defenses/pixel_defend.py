@@ -27,13 +27,15 @@ class PixelDefend(Learned):
 
     Claim: on CIFAR-10 the accuracy under the strongest attack rises from 32 % to 70 % (Song et al.,
     abstract). Known break: BPDA with the identity leaves 9 % at linf 8/255 (Athalye et al. 2018).
+    Measured with `cifar10-pixelcnn` (4.23 bits per value) before the bundled plain ResNet-20: of 500
+    clean test images 84.8 % [81.4, 87.7] stay right, without it 92.0 % [89.3, 94.1].
 
     Backward rules:
         `identity`, the break's: the purified image is within `eps` of the image.
 
     Args:
-        weights: A `.safetensors` file, or `"untrained"`, which is the default: the package has no
-            weights yet, `feint train cifar10-pixelcnn` makes them.
+        weights: Name of bundled weights, a `.safetensors` file made by `feint train`, or
+            `"untrained"`; by default `cifar10-pixelcnn`.
         eps: ε_defend in image units, rounded down to whole 255ths.
         threshold: Images that need fewer bits per value than this stay as they are: the paper's
             adaptive variant. None purifies every image.
@@ -78,7 +80,7 @@ class PixelDefend(Learned):
     stochastic: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
     family: ClassVar[str] = "pixelcnn"
-    bundled: ClassVar[str] = "untrained"
+    bundled: ClassVar[str] = "cifar10-pixelcnn"
 
     network: PixelCNN
 
