@@ -143,3 +143,20 @@ def test_a_diagnosis_is_in_the_page(folder: Path) -> None:
     broken = invoke("report", "looked")
     assert broken.exit_code == 2
     assert "numbers.json is damaged" in broken.stderr.replace("\n", "")
+
+
+def test_a_report_runs_no_code_that_a_run_names_unless_trusted(folder: Path) -> None:
+    """A run directory may be anybody's: its model's file leaves a mark when it is executed."""
+    run = folder / "theirs"
+    assert invoke("evaluate", *BASE, "--out", str(run), "--json").exit_code in (0, 1)
+    mark = folder / "executed"
+    (folder / "net.py").write_text(f"open({str(mark)!r}, 'w').close()\n{MODEL}")
+    try:
+        told = invoke("report", str(run), "--json")
+        assert told.exit_code == 0
+        assert not mark.exists()
+        assert "give --trust" in told.stderr
+        assert invoke("report", str(run), "--json", "--trust").exit_code == 0
+        assert mark.exists()
+    finally:
+        (folder / "net.py").write_text(MODEL)

@@ -285,7 +285,8 @@ def publish(folder: Path, *, as_json: bool = False) -> tuple[Path, ReportData]:
         Where the page is, and what it shows.
     """
     page = folder / "report.html"
-    data = gather(open_run(folder), page)
+    stored = open_run(folder)
+    data = gather(stored, page, models=stored.spec)  # the user has just run it
     write(data, page)
     if not as_json:
         render(common.out, data)
@@ -307,18 +308,18 @@ def _diagnose(folder: Path, *, quiet: bool) -> None:
             common.err.print(f"without diagnosis: {escape(str(error))}", soft_wrap=True)
 
 
-def gather(stored: StoredRun, page: Path, *, maps: bool = True) -> ReportData:
+def gather(stored: StoredRun, page: Path, *, models: RunSpec | None) -> ReportData:
     """What a run's reports show; the budget of its first attack is the main one.
 
     Args:
         stored: The run.
         page: Where the page will be.
-        maps: Load the run's models for heat maps of input gradients.
+        models: The run's spec, if its models may be loaded for heat maps of input gradients.
     """
     attacked = [c.eps for c in stored.spec.cells if c.attack != "none"]
     return from_run(
         stored,
-        resolver=Resolver(stored.spec) if maps else None,
+        resolver=None if models is None else Resolver(models),
         eps=attacked[0] if attacked else None,
         html=str(page),
     )

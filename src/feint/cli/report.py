@@ -21,6 +21,7 @@ from feint.reports.markdown import write as write_markdown
 from feint.reports.output import output
 from feint.reports.schema import text as schema_text
 from feint.store import open_run
+from feint.store.verify import spec_here
 
 __all__ = ["report"]
 
@@ -52,6 +53,13 @@ def report(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of --json, and nothing else.")
     ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Run code that the run names (file.py:function, pickles), for gradient maps.",
+        ),
+    ] = False,
     fail_under: FailUnder = None,
     fail_under_end: FailUnderEnd = "low",
     min_grade: MinGrade = None,
@@ -77,12 +85,12 @@ def report(
             raise DataError(f"{page} has suffix {page.suffix!r}; expected one of {known}")
         write = _WRITERS[page.suffix]
         try:
-            data = gather(stored, page)
+            data = gather(stored, page, models=spec_here(stored, trust=trust))
             write(data, page)
         except FeintError as error:
             # The numbers need no model; the heat maps do, and it may not be on this machine.
             common.err.print(f"without gradient maps: {escape(str(error))}", soft_wrap=True)
-            data = gather(stored, page, maps=False)
+            data = gather(stored, page, models=None)
             write(data, page)
         gate = conditions.judge(data)
         failed = gate is not None and not gate.passed

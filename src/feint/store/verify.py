@@ -28,7 +28,7 @@ from feint.store.resolver import Resolver
 from feint.store.spec import RunSpec
 from feint.store.stored import StoredRun, open_run
 
-__all__ = ["Checked", "Verification", "verify"]
+__all__ = ["Checked", "Verification", "spec_here", "verify"]
 
 OnCell = Callable[[int, int, CellResult], None]
 """Called with (position, cells, cell) before a cell is judged again."""
@@ -165,7 +165,7 @@ folder
     """
     stored = open_run(directory)
     files = stored.verify()
-    spec = _here(stored, trust, device, batch_size)
+    spec = spec_here(stored, trust=trust, device=device, batch_size=batch_size)
     resolver = Resolver(spec)
     fingerprint = resolver.samples.fingerprint
     if fingerprint != stored.info["data"]["fingerprint"]:
@@ -185,11 +185,27 @@ folder
     return Verification(stored, tuple(cells), files, tuple(_result(stored)), tuple(notes))
 
 
-def _here(stored: StoredRun, trust: bool, device: str, batch_size: int | None) -> RunSpec:
-    """The run's spec with what this machine decides."""
+def spec_here(
+    stored: StoredRun,
+    *,
+    trust: bool = False,
+    device: str = "cpu",
+    batch_size: int | None = None,
+) -> RunSpec:
+    """A stored run's spec for loading its models on this machine.
+
+    Args:
+        stored: The run; it may be anybody's.
+        trust: Run code that it names. What the run itself said of trust does not count.
+        device: Where models go.
+        batch_size: Images per pass; by default the run's.
+
+    Raises:
+        ConfigError: The run names code and `trust` is not given.
+    """
     spec = stored.spec
     names = {n for c in spec.cells for n in (c.model, c.source) if n}
-    code = sorted(n for n in names if ".py:" in n or n.lower().endswith(tuple(PICKLES)))
+    code = sorted(n for n in names if ".py" in n.lower() or n.lower().endswith(tuple(PICKLES)))
     if code and not trust:
         raise ConfigError(
             f"{stored.directory / 'run.json'} names {code[0]}, which is code: loading it runs "
