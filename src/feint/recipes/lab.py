@@ -12,9 +12,11 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from feint import data, models
+from feint.core.errors import ConfigError
 from feint.data import Dataset
 from feint.defenses import Defense, parse
 from feint.diagnostics.numbers import Measured, Number
@@ -24,7 +26,7 @@ from feint.models import Loaded
 from feint.store import DataSpec
 from feint.store.files import read_bytes, write_atomic
 
-__all__ = ["Lab"]
+__all__ = ["Lab", "data_spec"]
 
 VERSION = 1
 """Raise when a measure changes what it gives: what the memory holds is then measured anew."""
@@ -57,7 +59,11 @@ class Lab:
         """A model with what is known of it."""
         if spec not in self._models:
             self._models[spec] = models.resolve(
-                spec, device=self.device, trust=self.trust, download=self.download
+                spec,
+                device=self.device,
+                trust=self.trust,
+                download=self.download,
+                channels_last=True,
             )
         return self._models[spec]
 
@@ -77,7 +83,7 @@ class Lab:
     def data_of(self, fields: Mapping[str, Any]) -> DataSpec:
         """Which samples a point is of: the lab's, with what its field `data` changes."""
         own = fields.get("data")
-        return DataSpec(**{**self.data.model_dump(), **own}) if own else self.data
+        return data_spec({**self.data.model_dump(), **own}) if own else self.data
 
     def dataset(self, fields: Mapping[str, Any] | None = None) -> Dataset:
         """The samples of a point."""
@@ -130,6 +136,19 @@ class Lab:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, _encode(found))
         return found
+
+
+def data_spec(wanted: Mapping[str, Any]) -> DataSpec:
+    """Which samples, from fields as people write them.
+
+    Raises:
+        ConfigError: A field that is none, or that has no such value.
+    """
+    try:
+        return DataSpec(**wanted)
+    except ValidationError as error:
+        told = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"data: {'; '.join(told)}") from None
 
 
 def _defense(fields: Mapping[str, Any]) -> str:

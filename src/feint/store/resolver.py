@@ -198,6 +198,8 @@ class Resolver:
             device=self.spec.device,
             input_size=self.spec.input_size,
             download=self.spec.download,
+            channels_last=self.spec.channels_last,
+            compile=self.spec.compile,
         )
         probe = self.samples.read(0, min(PROBE, len(self.samples)))
         logits = models.check_model(found.model, probe.x)

@@ -86,8 +86,8 @@ class RunSpec(_Frozen):
     """A run: cells on samples, and how to go about it.
 
     `data`, `cells`, `shard_size`, `input_size` and `arch` say what the numbers are. The others
-    (batch size, device, threads, workers, checks) do not: a run may be resumed with other ones, and
-    the numbers differ by rounding at most.
+    (batch size, device, layout, threads, workers, checks) do not: a run may be resumed with other
+    ones, and the numbers differ by rounding at most.
 
     Args:
         cells: What to compute; `feint.evaluation.Cell`s or mappings of their fields.
@@ -100,6 +100,8 @@ class RunSpec(_Frozen):
         download: Fetch weights that are not in a cache.
         batch_size: Images per forward pass.
         device: `"cpu"` or `"cuda"`.
+        channels_last: Models keep their weights with channels innermost; see `feint.models.load`.
+        compile: Models run through `torch.compile`.
         threads: Threads of torch; by default as they are.
         workers: Local processes, of one thread each, that share the units; 0 for none.
         published: Claims by the position of their cell.
@@ -125,6 +127,8 @@ class RunSpec(_Frozen):
     download: bool = False
     batch_size: Count = 128
     device: str = "cpu"
+    channels_last: bool = False
+    compile: bool = False
     threads: Count | None = None
     workers: Annotated[int, Field(ge=0)] = 0
     published: dict[int, Published] = Field(default_factory=dict)
