@@ -66,9 +66,11 @@ def _layers(found: Reproduction, wanted: Drawing) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(maps) :]:
         axes.set_visible(False)
-    for axes, (name, heat) in zip(grid.flat, maps.items(), strict=False):
+    for number, (axes, (name, heat)) in enumerate(zip(grid.flat, maps.items(), strict=False)):
         axes.imshow(heat, cmap="magma", vmin=0, interpolation="nearest")
-        axes.set_title(plain(name.removeprefix("net.")), fontsize=6.5, color=INK)
+        title = f"layer {number}" if number else "input"
+        axes.set_title(f"{title}, {heat.shape[0]}×{heat.shape[1]}", fontsize=6.5, color=INK)
+        axes.set_xlabel(plain(".".join(name.split(".")[-4:])) if number else "", fontsize=5)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
