@@ -17,7 +17,9 @@ from feint.diagnostics.numbers import Number
 from feint.recipes.reproduce import Entry, Reproduction
 from feint.reports import (  # noqa: F401  (they register their drawings)
     reproduction_ace,
+    reproduction_pixel_deflection,
     reproduction_prm,
+    reproduction_qiu,
     reproduction_s2snet,
 )
 from feint.reports.figures import save
