@@ -27,8 +27,8 @@ class PixelDefend(Learned):
 
     Claim: on CIFAR-10 the accuracy under the strongest attack rises from 32 % to 70 % (Song et al.,
     abstract). Known break: BPDA with the identity leaves 9 % at linf 8/255 (Athalye et al. 2018).
-    Measured with `cifar10-pixelcnn` (4.23 bits per value) before the bundled plain ResNet-20: of 500
-    clean test images 84.8 % [81.4, 87.7] stay right, without it 92.0 % [89.3, 94.1].
+    Measured with `cifar10-pixelcnn` (4.23 bits per value) before the bundled plain ResNet-20: of
+    500 clean test images 84.8 % [81.4, 87.7] are right, without it 92.0 % [89.3, 94.1].
 
     Backward rules:
         `identity`, the break's: the purified image is within `eps` of the image.
