@@ -88,6 +88,7 @@ def reproduce(
         common.set_threads(threads)
         wanted = _wanted(names or [])
         _check(scale, samples, batch_size, workers)
+        _check_device(device)
         if results is not None:
             _writable(results)
         missed, told = False, []
@@ -167,6 +168,15 @@ def _check(scale: str, samples: int | None, batch_size: int, workers: int) -> No
     ):
         if value is not None and value < least:
             raise ConfigError(f"{option} is {value}; expected at least {least}")
+
+
+def _check_device(text: str) -> None:
+    import torch
+
+    try:
+        torch.device(text)
+    except RuntimeError:
+        raise ConfigError(f"--device is {text!r}; expected cpu, cuda, cuda:1, mps …") from None
 
 
 def _writable(folder: Path) -> None:

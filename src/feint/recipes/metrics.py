@@ -125,7 +125,11 @@ def _nothing(fields: Fields, shape: tuple[int, ...]) -> Cells:
 def cell_of(fields: Fields, shape: tuple[int, ...], **changes: Any) -> Cell:
     """A cell of a point's fields; `norm: rms` is S1's budget."""
     own = {key: value for key, value in {**fields, **changes}.items() if key in _CELL}
-    own["eps"] = float(parse_fraction(own.get("eps", 8 / 255)))  # type: ignore[arg-type]
+    try:
+        own["eps"] = float(parse_fraction(own.get("eps", 8 / 255)))  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        what = f"eps is {own['eps']!r}; expected a number or a fraction such as 8/255"
+        raise ConfigError(what) from None
     if own.get("norm") == "rms":
         own["norm"], own["eps"] = "l2", rms_budget(own["eps"], shape)
     defense = str(parse(str(own.get("defense", "none"))))

@@ -23,7 +23,7 @@ from feint.recipes import (  # noqa: F401  (they register their metrics)
 )
 from feint.recipes.claims import Verdict, decide
 from feint.recipes.grid import Point, adaptive_fields, points
-from feint.recipes.lab import Lab
+from feint.recipes.lab import Lab, data_spec
 from feint.recipes.metrics import Case, Fields, Metric, metric_of
 from feint.recipes.schema import PAPERS, SCALES, Recipe, Scale, load_recipe
 from feint.store import DataSpec, RunSpec, environment, run
@@ -241,7 +241,7 @@ def _data(recipe: Recipe, scale: Scale, given: Mapping[str, Any]) -> DataSpec:
     if wanted.get("spec") == "?":
         what = recipe.needs.get("data", "images with labels")
         raise ConfigError(f"{recipe.name} needs data ({what}); give it with --data SPEC")
-    return DataSpec(**wanted)
+    return data_spec(wanted)
 
 
 def _evaluate(
@@ -277,6 +277,7 @@ def _evaluate(
             shard_size=25,
             batch_size=lab.batch_size,
             device=lab.device,
+            channels_last=True,
             threads=threads,
             workers=workers,
             trust=lab.trust,

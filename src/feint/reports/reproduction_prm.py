@@ -104,9 +104,10 @@ def _prm(found: Reproduction, wanted: Drawing) -> Figure:
             top.annotate("", (left - 0.06, 0.95), (left - 0.58, 0.95),
                          arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.2})  # fmt: skip
     mixed = ", ".join(f"{v:g}" for v in lam)
-    top.annotate("", (9.5, 0.14), (3.05, 0.14),
+    top.plot([3.05, 3.05, 9.5], [0.17, 0.02, 0.02], color=COLORS[1], lw=1.2)
+    top.annotate("", (9.5, 0.2), (9.5, 0.02),
                  arrowprops={"arrowstyle": "-|>", "color": COLORS[1], "lw": 1.2,
-                             "connectionstyle": "bar,fraction=-0.025"})  # fmt: skip
+                             "shrinkA": 0, "shrinkB": 0})  # fmt: skip
     top.text(6.3, -0.25, f"(1 − λ)·s(x) + λ·A(s(x)), λ = {mixed}", ha="center", fontsize=8.5,
              color=COLORS[1])  # fmt: skip
     top.set_aspect("auto")
