@@ -31,14 +31,15 @@ def test_an_adversarially_trained_classifier_is_not_flagged() -> None:
 
 
 @pytest.mark.slow
-def test_a_smoothed_classifier_is_not_flagged() -> None:
+@pytest.mark.parametrize("noise", ["noise(scale=0.05)", "smoothing(sigma=0.05)"])
+def test_a_smoothed_classifier_is_not_flagged(noise: str) -> None:
     b = next(iter(data.load("bundled:cifar10", samples=16).batches(16)))
     model = models.load("bundled:cifar10-resnet20-at")
     found = evaluate(
         model,
         b.x,
         b.y,
-        defense=parse("noise(scale=0.05)"),
+        defense=parse(noise),
         index=b.index,
         attacks=["pgd(steps=20, gradient=eot(4))"],
         scenarios=["white-box"],
