@@ -56,6 +56,7 @@ PAPERS = ("fd", "rdg", "rand", "pixel_deflection", "wavelet", "pixel_shift", *CH
 """The papers' transformations: at most a tenth of the model. Networks among them cannot be."""
 REASONS = {
     "pixel_deflection(activation_map='rcam') + wavelet": "the map is a forward pass of the model",
+    "pixel_deflection(preset='qiu')": "1800 moves, however small the image",
 }
 Run = Callable[[], object]
 
@@ -261,6 +262,12 @@ def verdicts(cells: dict[str, Any], side: int, batch: int) -> list[dict[str, Any
     return found
 
 
+def largest(cells: dict[str, Any]) -> tuple[int, int]:
+    """The largest side that was measured, and the largest batch."""
+    _, sides, batches = zip(*(key.split(" | ") for key in cells), strict=True)
+    return max(map(int, sides)), max(map(int, batches))
+
+
 def markdown(report: dict[str, Any]) -> str:
     about = report["about"]
     lines = [
@@ -353,11 +360,15 @@ def main() -> int:
                 report = {
                     "about": about,
                     "cells": cells,
-                    "targets": verdicts(cells, max(sides), max(batches)),
+                    "targets": verdicts(cells, *largest(cells)),
                 }
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 args.out.write_text(json.dumps(report, indent=1) + "\n")
                 args.out.with_suffix(".md").write_text(markdown(report))
+    if cells:  # what is judged may have changed
+        report["targets"] = verdicts(cells, *largest(cells))
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(markdown(report))
     return 0 if report and all(v["met"] for v in report["targets"]) else 1
 
 

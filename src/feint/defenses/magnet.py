@@ -33,9 +33,9 @@ class MagNet(Learned):
     margin on autoencoders of the attacker's own carry over to it with slightly more distortion
     (Carlini & Wagner 2017); a white-box attacker differentiates through the reformer anyway.
     Measured with `cifar10-magnet` on 200 bundled test images, 10 steps of PGD at linf 4/255
-    (8/255): clean 81.5 % (without a defense 91.5 %); examples made on the bare ResNet-20, which gets 0 % of
-    them right, 55.0 % (41.0 %); white-box 2.0 % (0 %) with `exact`, 7.5 % (0.5 %) with `identity`.
-    95 % intervals reach 7 points to each side at most.
+    (8/255): clean 81.5 % (without a defense 91.5 %); examples made on the bare ResNet-20, which
+    gets 0 % of them right, 55.0 % (41.0 %); white-box 2.0 % (0 %) with `exact`, 7.5 % (0.5 %) with
+    `identity`. 95 % intervals reach 7 points to each side at most.
 
     Backward rules:
         `exact`, the default, is autograd. `identity` passes the gradient straight through.
