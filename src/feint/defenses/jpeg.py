@@ -87,10 +87,10 @@ class JPEG(Defense):
         ShapeError: If there are neither one nor three channels.
 
     Cost: One run of libjpeg per image, spread over the threads: 1.5 % of the time of a ResNet-50
-        forward pass at 224 and 299 px, 4 to 5 % at 32 px. Per core that is what Pillow and ART take
-        (0.8 to 1.1 times ART's CPU time, `benchmarks/results/defenses.md`), because most of it is
-        the same compiled codec; what there is to gain are the other cores. The surrogate's forward
-        and backward pass take about six times as long.
+        forward pass at 224 and 299 px, 4 to 7 % at 32 px. In batches of 64 that is 1.2 to 1.6 times
+        as fast as ART per core (CPU time, `benchmarks/results/defenses.md`), and not more, because
+        most of it is the same compiled codec; the rest there is to gain are the other cores. The
+        surrogate's forward and backward pass take about six times as long.
 
     Example:
         >>> import torch

@@ -88,13 +88,13 @@ class PixelDeflection(Defense):
         ShapeError: If a side is shorter than 2 pixels or the map does not fit.
 
     Cost: O(K log K) on index vectors, then one copy of the image with K values replaced: in batches
-        of 64 at 224 or 299 px 0.3 % of the time of a ResNet-50 forward pass on the same images,
-        600 triples 0.7 to 1.5 %. A loop over 200 moves takes 24 times as long at 32 px, but 4 to 8
-        times at 224 and 299 px, where copying and checking the image is most of the work and no
-        part of the loop's; one over 600 triples 12 to 22 times (CPU time,
-        `benchmarks/results/defenses.md`). One image of 32 px has 10 %, with 600 triples, whose
-        number does not shrink with the image, 11 to 12 %. `"rcam"` adds a forward pass of the
-        classifier for every image and draw.
+        of 64 at 224 or 299 px 0.2 to 0.3 % of the time of a ResNet-50 forward pass on the same
+        images, 600 triples about 1 %. A loop over 200 moves takes 20 times as long at 32 px, but 6
+        to 9 times at 224 and 299 px, where copying and checking the image is most of the work and
+        no part of the loop's; one over 600 triples 15 to 30 times (CPU time,
+        `benchmarks/results/defenses.md`). One image of 32 px has 9 %, with 600 triples, whose
+        number does not shrink with the image, 13 %. `"rcam"` adds a forward pass of the classifier
+        for every image and draw.
 
     Example:
         >>> import torch
