@@ -14,7 +14,8 @@ from feint import data, models
 from feint.defenses import parse
 from feint.evaluation import Batch, Cell, Evaluation, Subject, evaluate, execute, rung_cells
 from feint.evaluation.evaluate import Memory, TensorSamples
-from feint.evaluation.results import worst
+from feint.evaluation.health.controls import AUTOATTACK
+from feint.evaluation.results import worst, worst_shares
 
 
 def flagged(found: Evaluation) -> list[str]:
@@ -47,6 +48,17 @@ def test_a_smoothed_classifier_is_not_flagged(noise: str) -> None:
     )
     assert [f for f in found.findings if f.status == "fail"] == []
     assert flagged(found) == []
+
+
+@pytest.mark.slow
+def test_the_adaptive_rung_leaves_the_samples_that_autoattack_leaves() -> None:
+    """Oracle: the places, among sixteen, that AutoAttack's standard version leaves standing."""
+    b = next(iter(data.load("bundled:cifar10", samples=16).batches(16)))
+    model = "bundled:cifar10-resnet20-at"
+    subject, cells = Subject(models.load(model)), rung_cells(Cell("none", model), "adaptive", [])
+    samples = TensorSamples(Batch(b.x, b.y, b.index))
+    found = execute(cells, lambda _: subject, samples, cache=Memory())
+    assert tuple(worst_shares(found).nonzero()[0].tolist()) == AUTOATTACK
 
 
 @pytest.mark.slow
