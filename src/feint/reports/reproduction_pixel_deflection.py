@@ -136,12 +136,9 @@ def _search(found: Reproduction, _: Drawing) -> Figure:
         for color, attack in zip(lines, found.recipe.axes["attack"], strict=False):
             line = [entries[attack, label].ours for label in labels]
             y = np.array([100 * (n.value or 0.0) for n in line])
-            low = np.array([100 * (n.low if n.low is not None else n.value or 0.0) for n in line])
-            high = np.array(
-                [100 * (n.high if n.high is not None else n.value or 0.0) for n in line]
+            axes.plot(
+                at, y, color=color, marker="o", ms=3.5, lw=1.4, alpha=0.9, label=plain(attack)
             )
-            axes.plot(at, y, color=color, marker="o", ms=3, lw=1.4, label=plain(attack))
-            axes.fill_between(at, low, high, color=color, alpha=0.08, lw=0)
         axes.set_xticks(at, [label.partition(" = ")[2] for label in labels])
         bare(axes)
         axes.grid(axis="y", color=RULE, lw=0.6)

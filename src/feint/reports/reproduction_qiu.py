@@ -60,6 +60,80 @@ def _rounds(found: Reproduction, wanted: Drawing) -> Figure:
     return figure
 
 
+@drawing("properties")
+def _properties(found: Reproduction, _: Drawing) -> Figure:
+    """S1 Table I as bars: a panel for each property, published beside both readings."""
+    presets, defenses, names = (list(labels) for labels in found.recipe.axes.values())
+    entries = {e.point.labels: e for e in found.entries}
+    figure = canvas(10.4, 4.2)
+    grid = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    at = np.arange(len(defenses), dtype=float)
+    for axes, name in zip(grid, names, strict=True):
+        line = [entries[presets[0], d, name] for d in defenses]
+        published = [np.nan if e.point.published is None else e.point.published for e in line]
+        axes.barh(at - 0.27, published, 0.25, color="#d9b979", label="published")
+        for i, preset in enumerate(presets):
+            ours = [entries[preset, d, name].ours for d in defenses]
+            middle = np.array([np.nan if n.value is None else n.value for n in ours])
+            low = np.array(
+                [m if n.low is None else n.low for n, m in zip(ours, middle, strict=True)]
+            )
+            high = np.array(
+                [m if n.high is None else n.high for n, m in zip(ours, middle, strict=True)]
+            )
+            axes.barh(at + 0.27 * i, middle, 0.25, color=COLORS[i], label=f"ours, {preset}")
+            axes.errorbar(middle, at + 0.27 * i, xerr=[middle - low, high - middle], fmt="none",
+                          ecolor=INK, lw=0.7)  # fmt: skip
+        axes.set_yticks(at, [plain(d) for d in defenses])
+        bare(axes)
+        axes.grid(axis="x", color=RULE, lw=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlim(left=0)
+        axes.set_title(plain(name), fontsize=9, color=INK, loc="left")
+    grid[0].invert_yaxis()
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+@drawing("side by side")
+def _side_by_side(found: Reproduction, wanted: Drawing) -> Figure:
+    """A table of shares three times on one scale: published, ours, and the adaptive attacker's.
+
+    Rows are the first axis and columns the last; option `keep` says which label of another one.
+    """
+    names = list(found.recipe.axes)
+    rows, columns = (list(found.recipe.axes[n]) for n in (names[0], names[-1]))
+    keep = {str(k): str(v) for k, v in dict(wanted.options.get("keep", {})).items()}
+    cells = {
+        (e.point.labels[0], e.point.labels[-1]): e
+        for e in found.entries
+        if all(e.point.labels[names.index(axis)] == label for axis, label in keep.items())
+    }
+    kinds = {"published": "published", "ours": "ours", "adaptive": "attacker who knows"}
+    values = {
+        kind: np.array([[_value(cells[r, c], kind) for c in columns] for r in rows])
+        for kind in kinds
+    }
+    values = {kind: found_ for kind, found_ in values.items() if np.isfinite(found_).any()}
+    size = (0.55 * len(columns) + 0.5) * len(values) + 1.8
+    figure = canvas(size, 0.42 * len(rows) + 1.1)
+    grid = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
+    for axes, (kind, table) in zip(grid, values.items(), strict=True):
+        axes.imshow(table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+        for i, j in np.ndindex(table.shape):
+            if np.isfinite(table[i, j]):
+                axes.text(j, i, f"{table[i, j]:.0f}", ha="center", va="center", fontsize=8,
+                          color="white" if table[i, j] < 60 else "black")  # fmt: skip
+        axes.set_xticks(range(len(columns)), [plain(c) for c in columns], rotation=35, ha="right")
+        axes.set_yticks(range(len(rows)), [plain(r) for r in rows])
+        bare(axes)
+        axes.set_title(kinds[kind], fontsize=9, color=INK, loc="left")
+    told = ", ".join(keep.values())
+    grid[0].set_ylabel(f"{told or wanted.options.get('y', 'accuracy')} (%)", fontsize=8, color=SOFT)
+    return figure
+
+
 @drawing("grid distortion")
 def _grid(found: Reproduction, _: Drawing) -> Figure:
     """S1 Fig. 2 from the object: corner, strips, where they go, result; and numbers."""
