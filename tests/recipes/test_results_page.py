@@ -1,0 +1,113 @@
+"""`docs/results.md` is what `tools/make_results_page.py` writes from the committed results.
+
+Oracles: the results themselves; a result by hand whose numbers must appear as they are.
+"""
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from feint.recipes.schema import list_recipes, load_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = ROOT / "tools" / "make_results_page.py"
+    spec = importlib.util.spec_from_file_location("make_results_page", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_in_step_with_the_results(tool):
+    """If this fails: python tools/make_results_page.py, and commit docs/results.md."""
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == tool.page()
+
+
+def test_every_recipe_has_its_line(tool):
+    page = tool.page()
+    for name in list_recipes():
+        assert f"`{name}`" in page, name
+
+
+def test_every_link_leads_to_a_file(tool):
+    for target in re.findall(r"\]\(\.\./(results/[^)]+)\)", tool.page()):
+        assert (ROOT / target).is_file(), target
+
+
+def test_results_are_of_recipes_that_exist_and_none_is_a_smoke_test():
+    for file in (ROOT / "results").glob("*/*.json"):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        recipe = load_recipe(f"{file.parent.name}/{file.stem}")
+        assert found["scale"] in ("cpu", "paper"), file
+        assert found["axes"] == {k: list(v) for k, v in recipe.axes.items()}, file
+
+
+def _copy(folder):
+    """The page's sources without any result."""
+    shutil.copytree(ROOT / "src" / "feint" / "recipes" / "papers",
+                    folder / "src" / "feint" / "recipes" / "papers")  # fmt: skip
+    (folder / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "results_page.yaml", folder / "tools")
+    return folder
+
+
+def _result(**changes):
+    found = {
+        "scale": "cpu", "place": "S4, image 4", "targets": {"hit": 1, "missed": 2},
+        "checks": {"failed": ["loss-is-alive"], "grades": []},
+        "claims": [{"say": "It rains.", "by": "paper", "answer": "fails", "evidence": "3 of 4"},
+                   {"say": "It snows.", "by": "us", "answer": "holds", "evidence": "all"}],
+        "entries": [],
+    }  # fmt: skip
+    return {**found, **changes}
+
+
+def test_numbers_come_from_the_result(tool, tmp_path):
+    root = _copy(tmp_path)
+    empty = tool.page(root)
+    assert "hold / undecided / fail" in empty
+    assert "| [prm](#prm) | 0 of 7 | – | 0 / 0 / 0 |" in empty
+    (root / "results" / "prm").mkdir(parents=True)
+    entry = {
+        "labels": {"images": "CIFAR-10", "pixels": "bottom", "share": "0.5"}, "unit": "share",
+        "published": 0.75, "ours": {"value": 0.8125, "n": 16, "low": 0.5699, "high": 0.9341},
+        "adaptive": {"value": 0.0, "n": 16, "low": 0.0, "high": 0.1936},
+    }  # fmt: skip
+    file = root / "results" / "prm" / "image3.json"
+    file.write_text(json.dumps(_result(entries=[entry])))
+    page = tool.page(root)
+    assert "| 75 % | 81.2 % [57, 93] | 0.0 % [0, 19] | [`prm/image3`]" in page
+    assert "| [prm](#prm) | 1 of 7 | 1 of 3 | 0 / 0 / 1 |" in page
+    assert "What does not hold" in page
+    assert "- It rains. [S4, image 4](../results/prm/image3.md): 3 of 4." in page
+    assert "- *holds*: It snows." in page
+    assert "loss-is-alive" in page
+    assert page.count("no result committed yet") == empty.count("no result committed yet") - 1
+    text = (
+        "Half: [[prm/image3; CIFAR-10; bottom; 0.5; ours]]; [[prm/image3; CIFAR-10; top; 0; ours]]."
+    )
+    told = tool.filled(text, tool.Shelf(root))
+    assert told == "Half: 81.2 % [57, 93]; (awaits `prm/image3`)."
+
+
+def test_a_cell_that_no_recipe_has_is_an_error(tool, tmp_path):
+    shelf = tool.Shelf(_copy(tmp_path))
+    with pytest.raises(SystemExit, match="no cell"):
+        shelf.entry("prm/image3", ["CIFAR-10", "middle", "0.5"])
+    with pytest.raises(SystemExit, match="no recipe"):
+        shelf.entry("prm/image33", [])
+
+
+def test_a_smoke_test_is_no_result(tool, tmp_path):
+    root = _copy(tmp_path)
+    (root / "results" / "prm").mkdir(parents=True)
+    (root / "results" / "prm" / "image3.json").write_text(json.dumps(_result(scale="smoke")))
+    with pytest.raises(SystemExit, match="smoke"):
+        tool.page(root)
