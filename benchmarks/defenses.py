@@ -57,6 +57,10 @@ PAPERS = ("fd", "rdg", "rand", "pixel_deflection", "wavelet", "pixel_shift", *CH
 REASONS = {
     "pixel_deflection(activation_map='rcam') + wavelet": "the map is a forward pass of the model",
     "pixel_deflection(preset='qiu')": "1800 moves, however small the image",
+    **dict.fromkeys(
+        ("rand", "fd + rdg", "fd + rand"),
+        "one small image: a hundred small operations, most of them for its draw",
+    ),
 }
 Run = Callable[[], object]
 

@@ -29,6 +29,8 @@ class PixelDefend(Learned):
     abstract). Known break: BPDA with the identity leaves 9 % at linf 8/255 (Athalye et al. 2018).
     Measured with `cifar10-pixelcnn` (4.23 bits per value) before the bundled plain ResNet-20: of
     500 clean test images 84.8 % [81.4, 87.7] are right, without it 92.0 % [89.3, 94.1].
+    Of 40 attacked by 10 steps of PGD at linf 8/255, 22.5 % [12.3, 37.5] if the bare model was
+    attacked (it gets none of them right), 0 % [0, 8.8] if the whole was, with `identity`.
 
     Backward rules:
         `identity`, the break's: the purified image is within `eps` of the image.

@@ -60,8 +60,10 @@ class Rand(Defense):
         RangeError: Unless 1 ≤ low ≤ high ≤ canvas, and `value` is in [0, 1].
         ConfigError: If `resize` or `resize_back` is unknown.
 
-    Cost: Two matrix products, H·W·(H + W) multiply–adds per channel: 0.16 G for 299×299×3, 4 % of
-        a ResNet-50 forward pass at 224×224.
+    Cost: Two matrix products, H·W·(H + W) multiply–adds per channel: 0.16 G for 299×299×3; 4 to 6 %
+        of the time of a ResNet-50 forward pass on the same images from 224 px, 1 % in batches of 64
+        at 32 px. One image of 32 px has 12 %, behind `fd` 15 %: some hundred small operations,
+        most of them for its draw (CPU time, `benchmarks/results/defenses.md`).
 
     Example:
         >>> import torch
