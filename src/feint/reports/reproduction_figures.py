@@ -166,7 +166,8 @@ def _bars(found: Reproduction, wanted: Drawing) -> Figure:
         ]
         low, middle, high = _ends([e.ours for e in line], scale)
         _, knowing, _ = _ends([e.adaptive for e in line], scale)
-        axes.bar(at - 0.27, theirs, 0.26, color="#d9b979", label="published")
+        if np.isfinite(theirs).any():
+            axes.bar(at - 0.27, theirs, 0.26, color="#d9b979", label="published")
         axes.bar(at, middle, 0.26, color=COLORS[0], label="ours")
         axes.errorbar(at, middle, [middle - low, high - middle], fmt="none", ecolor=INK, lw=0.8)
         if np.isfinite(knowing).any():
