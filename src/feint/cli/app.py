@@ -19,6 +19,7 @@ from feint.cli.report import report
 from feint.cli.reproduce import reproduce
 from feint.cli.train import train
 from feint.cli.verify import verify
+from feint.store.memory import hold_on_to_memory
 
 __all__ = ["app", "main"]
 
@@ -62,4 +63,5 @@ app.command()(doctor)
 
 def main() -> None:
     """Run the command line."""
+    hold_on_to_memory()
     app()

@@ -21,6 +21,7 @@ import torch
 
 from feint.core import errors
 from feint.core.errors import FeintError
+from feint.store.memory import hold_on_to_memory
 from feint.store.resolver import Unit
 
 __all__ = ["work"]
@@ -134,6 +135,7 @@ def _serve(pipe: Connection, spec: str, directory: str) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     torch.set_num_threads(1)
+    hold_on_to_memory()
     run = RunSpec.model_validate_json(spec)
     try:
         while True:

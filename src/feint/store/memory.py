@@ -1,0 +1,32 @@
+"""How this process gives memory back to the system: for the command line and its workers."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["hold_on_to_memory"]
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_MIB = 1 << 20
+
+
+def hold_on_to_memory() -> bool:
+    """Have glibc keep freed memory for the next tensors instead of giving it back at once.
+
+    An attack frees and asks for the same activations in every step; page by page, the system then
+    spends as much time on handing them out as the network on its work. For processes that are
+    Feint's own, such as the command line: a library leaves its host's allocator alone.
+
+    Returns:
+        Whether there was a glibc to tell.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    told = ((_MMAP_THRESHOLD, 32 * _MIB), (_TRIM_THRESHOLD, 1024 * _MIB), (_TOP_PAD, 64 * _MIB))
+    answers = [mallopt(ctypes.c_int(option), ctypes.c_int(value)) for option, value in told]
+    return all(answers)
