@@ -350,7 +350,8 @@ def _until(case: Case) -> Measured:
 def _distortion(case: Case) -> Measured:
     """What RDG does: field `number`, `dropped` (share of pixels never read) or `moved` (pixels).
 
-    Arrays: the first image, source rows and columns of its first draw, and what comes out.
+    Arrays: the first image, source rows and columns of its first draw, whether each begins at the
+    far end (`mirrored`), and what comes out.
     """
     fields, lab = case.fields, case.lab
 
@@ -373,6 +374,8 @@ def _distortion(case: Case) -> Measured:
         across = (params["columns"] - at[1]).double()[:, None, :]
         moved = (down.square() + across.square()).sqrt().mean((1, 2))
         seen = defense.transform(x[:1], {k: v[:1] for k, v in params.items()})
+        upper = RDG(delta=defense.delta, strips=defense.strips).draw(keys[:1], x.shape)
+        mirrored = [bool((params[k][:1] != upper[k]).any()) for k in ("rows", "columns")]
         return Measured(
             {
                 "image": x[0].cpu().numpy(),
@@ -380,9 +383,10 @@ def _distortion(case: Case) -> Measured:
                 "columns": params["columns"][0].cpu().numpy(),
                 "seen": seen[0].cpu().numpy(),
                 "strips": np.array(defense.strips),
+                "mirrored": np.array(mirrored),
             },
             {"dropped": mean(dropped.cpu(), (0.0, 1.0)), "moved": mean(moved.cpu(), (0.0, np.inf))},
         )
 
-    found = lab.keep("distortion over grids", fields, ("defense",), make)
+    found = lab.keep("distortion over grids 2", fields, ("defense",), make)
     return _pick(found, fields["number"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from feint.recipes.reproduce import Entry, Reproduction
 from feint.recipes.schema import Drawing
@@ -134,6 +137,14 @@ def _side_by_side(found: Reproduction, wanted: Drawing) -> Figure:
     return figure
 
 
+def _ends(line: NDArray[Any], strips: int, mirrored: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Where strips begin along an axis, from the starting corner: in the image, in the result."""
+    starts = np.arange(0, len(line), len(line) // strips)
+    if mirrored:
+        return line[len(line) - 1 - starts] + 1, len(line) - starts
+    return line[starts], starts
+
+
 @drawing("grid distortion")
 def _grid(found: Reproduction, _: Drawing) -> Figure:
     """S1 Fig. 2 from the object: corner, strips, where they go, result; and numbers."""
@@ -141,12 +152,12 @@ def _grid(found: Reproduction, _: Drawing) -> Figure:
     arrays = {name: np.asarray(value) for name, value in strongest.arrays.items()}
     image, seen = (arrays[n].transpose(1, 2, 0).clip(0, 1) for n in ("image", "seen"))
     rows, columns, strips = arrays["rows"], arrays["columns"], int(arrays["strips"])
-    step = (len(rows) // strips, len(columns) // strips)
-    starts = [np.arange(0, len(line), d) for line, d in zip((rows, columns), step, strict=True)]
+    far = [bool(m) for m in arrays["mirrored"]]
+    ends = [_ends(line, strips, m) for line, m in zip((rows, columns), far, strict=True)]
     figure = canvas(10.2, 4.9)
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.45, 1]).flat
     panels = list(top.subplots(1, 4))
-    corner = [0 if line[0] == 0 else len(line) - 1 for line in (rows, columns)]
+    corner = [len(line) - 0.5 if m else -0.5 for line, m in zip((rows, columns), far, strict=True)]
     titles = (
         "1  starting corner",
         "2  strips in the image",
@@ -162,13 +173,10 @@ def _grid(found: Reproduction, _: Drawing) -> Figure:
     panels[0].plot(
         corner[1], corner[0], marker="o", ms=12, mfc="#ffd000", mec="black", clip_on=False
     )
-    for axes, down, across in (
-        (panels[1], rows[starts[0]], columns[starts[1]]),
-        (panels[2], starts[0], starts[1]),
-    ):
-        for r in down:
+    for axes, which in ((panels[1], 0), (panels[2], 1)):
+        for r in ends[0][which]:
             axes.axhline(r - 0.5, color="#ffd000", lw=0.9)
-        for c in across:
+        for c in ends[1][which]:
             axes.axvline(c - 0.5, color="#ffd000", lw=0.9)
     charts = list(bottom.subplots(1, 2))
     lines: dict[str, list[Entry]] = {}
