@@ -158,6 +158,18 @@ def test_interrupted_resumes_with_the_same_numbers(folder: Path) -> None:
     assert json.loads(again.stdout)["entries"] == whole["entries"]
 
 
+def test_an_edited_recipe_runs_beside_what_it_was(folder: Path) -> None:
+    file = folder / "ace" / "mine.yaml"
+    before = json.loads(run(*OWN, "--json").stdout)["entries"]
+    file.write_text(RECIPE.replace("eps: 10/255", "eps: 100/255"))
+    edited = run(*OWN, "--json")
+    assert edited.exit_code == 0, edited.stderr
+    # Every mean lies within 100/255 of a half.
+    assert json.loads(edited.stdout)["entries"][2]["ours"]["value"] == 0.0
+    file.write_text(RECIPE)
+    assert json.loads(run(*OWN, "--json").stdout)["entries"] == before
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "text"])
 def test_a_damaged_measure_is_measured_again(folder: Path, damage: str) -> None:
     first = json.loads(run(*OWN, "--json").stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from feint.core.errors import ConfigError, UnknownNameError
 from feint.diagnostics.numbers import Measured, Number
 from feint.evaluation import Cell, CellResult, Evaluation
+from feint.evaluation.cell import digest
 from feint.evaluation.loop import OnProgress
 from feint.recipes import (  # noqa: F401  (they register their metrics)
     measures,
@@ -27,6 +29,7 @@ from feint.recipes.lab import Lab, data_spec
 from feint.recipes.metrics import Case, Fields, Metric, metric_of
 from feint.recipes.schema import PAPERS, SCALES, Recipe, Scale, load_recipe
 from feint.store import DataSpec, RunSpec, environment, run
+from feint.store.files import read_bytes
 
 __all__ = ["Entry", "Reproduction", "reproduce"]
 
@@ -287,7 +290,7 @@ def _evaluate(
         name = "run" if len(wanted) == 1 else f"run-{number}"
         found = run(
             job,
-            lab.folder / name,
+            _room(lab.folder / name, job),
             checked=scale.checks != "none",
             on_progress=on_progress,
             command=command,
@@ -295,6 +298,16 @@ def _evaluate(
         evaluations.append(found)
         results.update({(key, r.cell): r for r in found.results})
     return results, evaluations
+
+
+def _room(folder: Path, job: RunSpec) -> Path:
+    """The folder for a run: another one if it holds a run of what the recipe was before."""
+    raw = read_bytes(folder / "run.json")
+    try:
+        other = raw is not None and RunSpec(**json.loads(raw)["spec"]).content != job.content
+    except (ValueError, KeyError, TypeError):
+        other = False  # a damaged run is told of by `run`
+    return folder.with_name(f"{folder.name}-{digest(job.content)[:8]}") if other else folder
 
 
 def _shape(metric: Metric, lab: Lab, fields: Fields) -> tuple[int, ...]:
