@@ -62,6 +62,17 @@ def feint_(name: str, **kwargs: Any) -> Make:
     return make
 
 
+def next_class(model: nn.Module, budget: Budget) -> Run:
+    """JSMA towards the class after the true one."""
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1]
+        return feint.attacks.jsma(model, x, (y + 1) % classes, targeted=True, gamma=0.145)
+
+    return run
+
+
 def foolbox_(name: str, radius: Callable[[Budget], float] | None = None, **kwargs: Any) -> Make:
     def make(model: nn.Module, budget: Budget) -> Run:
         import foolbox as fb
@@ -317,11 +328,14 @@ CASES: dict[str, Case] = {
         "encoder": functools.partial(torch.logit, eps=1e-3)}),
     "one_pixel": Case("l0", 32, {
         "feint": feint_("one_pixel", popsize=40, generations=10),
+        "feint, torchattacks' way": feint_("one_pixel", popsize=40, generations=10, levels=None,
+                                           strategy="best1bin", scale=(0.5, 1.0), start="uniform"),
         "torchattacks": torchattacks_("OnePixel", popsize=40, steps=10),
         "art": art_("PixelAttack", th=1, es=1, max_iter=10),
     }, {"popsize": 8, "generations": 3}),
     "jsma": Case("l0", 8, {
-        "feint": feint_("jsma"),
+        "feint": next_class,  # torchattacks' goal, too
+        "feint, least likely": feint_("jsma", gamma=0.145),
         "torchattacks": torchattacks_("JSMA", theta=1.0, gamma=0.145),
     }, {"gamma": 0.002}),
     "deepfool": Case("l2", 64, {
