@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,12 @@ def _nothing(fields: Fields, shape: tuple[int, ...]) -> Cells:
 # --- cells ----------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=256)
+def _written(expression: str) -> str:
+    """A defense as a cell writes it; making one to find out may take reading its weights."""
+    return str(parse(expression))
+
+
 def cell_of(fields: Fields, shape: tuple[int, ...], **changes: Any) -> Cell:
     """A cell of a point's fields; `norm: rms` is S1's budget."""
     own = {key: value for key, value in {**fields, **changes}.items() if key in _CELL}
@@ -132,7 +139,7 @@ def cell_of(fields: Fields, shape: tuple[int, ...], **changes: Any) -> Cell:
         raise ConfigError(what) from None
     if own.get("norm") == "rms":
         own["norm"], own["eps"] = "l2", rms_budget(own["eps"], shape)
-    defense = str(parse(str(own.get("defense", "none"))))
+    defense = _written(str(own.get("defense", "none")))
     own["defense"] = defense
     if "attack" not in own or own["attack"] == "none":
         own.update(scenario="none", attack="none", source="")
