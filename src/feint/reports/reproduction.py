@@ -87,9 +87,10 @@ def _summary(found: Reproduction) -> str:
     if found.scale == "smoke":
         text += "; a smoke test says nothing about the paper"
     if found.evaluations and _checks(found) != "none":
-        grades = ", ".join(dict.fromkeys(e.verdict.grade for e in found.evaluations))
-        text += f"; checks of the evaluation: grade {grades}"
-        text += f", failed: {', '.join(found.failed)}" if found.failed else ""
+        blind = any(e.verdict.withheld for e in found.evaluations) and not found.failed
+        told = f"failed checks: {', '.join(found.failed)}" if found.failed else "no check failed"
+        text += f"; {told}"
+        text += ", and no verdict where only blind attackers were tried" if blind else ""
     return text
 
 
