@@ -46,9 +46,9 @@ class Quilting(Defense):
     along the seam of least squared difference (Efros & Freeman).
 
     Claim: one of the two most effective of five transformations, the best of which undoes 60 % of
-    strong gray-box and 90 % of strong black-box attacks on ImageNet (Guo et al., abstract). Known
-    break: BPDA with the identity leaves 0 % at a normalized L2 distance of 0.05 (Athalye et al.
-    2018, as in their notebook; their README's table has 0.005).
+    strong gray-box and 90 % of strong black-box attacks on ImageNet (Guo et al., abstract).
+    Known break: BPDA with the identity leaves 0 % at a normalized L2 distance of 0.05 (Athalye et
+    al. 2018, as in their notebook; their README's table has 0.005).
 
     Backward rules:
         `surrogate`: the mean of the bank's nearest patches, weighted by the softmax of −distance,

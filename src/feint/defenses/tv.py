@@ -32,9 +32,9 @@ class TV(Defense):
     minimized by itself.
 
     Claim: one of the two most effective of five transformations, the best of which undoes 60 % of
-    strong gray-box and 90 % of strong black-box attacks on ImageNet (Guo et al., abstract). Known
-    break: BPDA with the identity leaves 0 % at a normalized L2 distance of 0.05 (Athalye et al.
-    2018, as in their notebook; their README's table has 0.005).
+    strong gray-box and 90 % of strong black-box attacks on ImageNet (Guo et al., abstract).
+    Known break: BPDA with the identity leaves 0 % at a normalized L2 distance of 0.05 (Athalye et
+    al. 2018, as in their notebook; their README's table has 0.005).
 
     Backward rules:
         `exact`, the default: autograd through the iterations; what a draw dropped has no gradient,
