@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from feint.core.errors import ModelError
+from feint.core.pieces import keep_freed_memory
 
 __all__ = ["Model", "call", "is_stochastic", "takes_keys"]
 
@@ -45,6 +46,7 @@ def call(model: Model, x: Tensor, keys: Tensor | None = None) -> Tensor:
     Raises:
         ModelError: If the logits are not (B, K).
     """
+    keep_freed_memory()
     logits = model(x, keys=keys) if takes_keys(model) else model(x)
     if isinstance(logits, Tensor) and logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()

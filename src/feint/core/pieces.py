@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["fresh_like", "in_pieces"]
+__all__ = ["fresh_like", "in_pieces", "keep_freed_memory"]
 
 _VALUES = 1 << 18
 """Values of a piece: a float64 copy of them is 2 MiB."""
@@ -19,8 +19,8 @@ _TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 @lru_cache(maxsize=1)
-def _keep_freed_memory() -> None:
-    """Let temporaries of a few MiB come from memory that the process has already.
+def keep_freed_memory() -> None:
+    """Let tensors of a few MiB come from memory that the process has already; once per process.
 
     glibc gives idle memory back to the system beyond twice the largest block that was ever freed,
     then asks for it again, page by page. Freeing one block, untouched, raises that to 60 MiB, as
@@ -68,7 +68,7 @@ def in_pieces(
     """
     if x.device.type != "cpu" or x.numel() <= values or len(x) < 2:
         return function(x, *others)
-    _keep_freed_memory()
+    keep_freed_memory()
     size = max(1, values * len(x) // x.numel())
     parts = zip(*(tensor.split(size) for tensor in (x, *others)), strict=True)
     first = function(*next(parts))

@@ -7,7 +7,7 @@ import sys
 
 __all__ = ["hold_on_to_memory"]
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _MIB = 1 << 20
 
 
@@ -27,6 +27,6 @@ def hold_on_to_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    told = ((_MMAP_THRESHOLD, 32 * _MIB), (_TRIM_THRESHOLD, 1024 * _MIB), (_TOP_PAD, 64 * _MIB))
+    told = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2048 * _MIB - 1), (_TOP_PAD, 64 * _MIB))
     answers = [mallopt(ctypes.c_int(option), ctypes.c_int(value)) for option, value in told]
     return all(answers)
