@@ -10,7 +10,7 @@ from feint.diagnostics.numbers import Number
 from feint.recipes.claims import decide
 from feint.recipes.grid import adaptive_fields, points, resolve_model
 from feint.recipes.metrics import METRICS, attacked_cells, cell_of, metric_of
-from feint.recipes.reproduce import _hit
+from feint.recipes.reproduce import _hit, reproduce
 from feint.recipes.schema import PAPERS, SCALES, Claim, Recipe, list_recipes, load_recipe
 
 SCALE = {"about": "nothing is smaller"}
@@ -212,3 +212,10 @@ def test_hits_need_an_overlap_of_both_sampling_errors():
     assert _hit(N(0.5), 0.5, recipe) is True
     assert _hit(N(0.5), 0.52, made()) is False
     assert _hit(N(0.5), 0.52, made(published_interval=2)) is True
+
+
+def test_weights_that_are_not_there_are_told_of_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEINT_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(DataError, match="make it: feint train cifar10-resnet20-ace1"):
+        reproduce("ace/table2", scale="cpu", folder=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -185,6 +185,8 @@ def reproduce(
     tasks = [_Task(p, adaptive_fields(plan, chosen, p)) for p in grid]
     for task in tasks:
         task.metric = metric_of(task.point.fields)
+    for spec in _models(tasks):
+        lab.loaded(spec)  # weights that are not there are told of now
     results, evaluations = _evaluate(
         tasks, lab, plan, chosen, seed, threads, workers, on_progress, command
     )
@@ -364,13 +366,18 @@ def _hit(ours: Number, published: float | None, recipe: Recipe, share: bool = Tr
     return -gap <= math.hypot(ours.value - low, theirs_up) + slack + 1e-12
 
 
+def _models(tasks: Sequence[_Task]) -> list[str]:
+    """Specs of the models that the points name."""
+    named = {str(f[k]) for t in tasks for f in t.both() for k in ("model", "source") if f.get(k)}
+    return sorted(named)
+
+
 def _provenance(
     lab: Lab, tasks: Sequence[_Task], seed: int, command: Sequence[str]
 ) -> dict[str, Any]:
     """What the numbers were made with; no path of this machine."""
-    named = {str(f[k]) for t in tasks for f in t.both() for k in ("model", "source") if f.get(k)}
     models = {}
-    for spec in sorted(named):
+    for spec in _models(tasks):
         found = lab.loaded(spec)
         short = spec if spec.startswith(("bundled:", "trained:")) else spec.rpartition("/")[2]
         models[short] = found.fingerprint[:16]

@@ -16,7 +16,8 @@ def hold_on_to_memory() -> bool:
 
     An attack frees and asks for the same activations in every step; page by page, the system then
     spends as much time on handing them out as the network on its work. For processes that are
-    Feint's own, such as the command line: a library leaves its host's allocator alone.
+    Feint's own, such as the command line. In others attacks do no more than free one block, which
+    has much the same effect for small tensors (`feint.core.pieces.keep_freed_memory`).
 
     Returns:
         Whether there was a glibc to tell.
