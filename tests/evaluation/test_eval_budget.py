@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from feint.core.errors import ConfigError
 from feint.evaluation import Finding, evaluate
-from feint.evaluation.checklist import CHECKS, COSTLY, SHARE, budget_of, chosen
+from feint.evaluation.asked import SHARE, budget_of, chosen
+from feint.evaluation.checklist import CHECKS, COSTLY
 from feint.evaluation.evaluate import Memory
 from feint.evaluation.findings import NOT_RUN
 from feint.evaluation.health import budget, plan

@@ -15,8 +15,8 @@ from feint.core.errors import ConfigError, DeviceError, RangeError
 from feint.core.norms import check_norm
 from feint.defenses.base import Defense
 from feint.evaluation import health
+from feint.evaluation.asked import budget_of, chosen
 from feint.evaluation.cell import Cell
-from feint.evaluation.checklist import budget_of, chosen
 from feint.evaluation.findings import Finding
 from feint.evaluation.loop import OnProgress, Progress, Resolver, compute_unit, execute
 from feint.evaluation.pipeline import Combine

@@ -14,8 +14,8 @@ import torch
 
 from feint.core.errors import ConfigError, DataError
 from feint.evaluation import CellResult, Evaluation, Finding, execute, finish
+from feint.evaluation.asked import chosen
 from feint.evaluation.cell import digest
-from feint.evaluation.checklist import chosen
 from feint.evaluation.loop import OnProgress, Progress, compute_unit
 from feint.evaluation.verdict import Verdict, bounds, conclude
 from feint.store import environment

@@ -23,7 +23,7 @@ from pydantic_core import to_jsonable_python
 from feint.core.errors import ConfigError, UnknownNameError
 from feint.data import DEFAULT
 from feint.evaluation import Cell
-from feint.evaluation.checklist import chosen
+from feint.evaluation.asked import chosen
 from feint.models.checkpoint import PICKLES
 from feint.training.recipe import parse_fraction
 

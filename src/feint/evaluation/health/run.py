@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from feint.core.gradients import is_stochastic
+from feint.evaluation.asked import SHARE
 from feint.evaluation.cell import Cell
-from feint.evaluation.checklist import SHARE
 from feint.evaluation.findings import Finding
 from feint.evaluation.health import budget as budgets
 from feint.evaluation.health.across import check_across
