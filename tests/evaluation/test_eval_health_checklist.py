@@ -9,13 +9,13 @@ import pytest
 
 from feint.core.errors import UnknownNameError
 from feint.evaluation import Finding
+from feint.evaluation.asked import chosen
 from feint.evaluation.checklist import (
     CHECKS,
     COSTLY,
     ELSEWHERE,
     QUESTIONS,
     SOURCES,
-    chosen,
     coverage_table,
     table,
 )
