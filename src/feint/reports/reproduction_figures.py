@@ -128,7 +128,7 @@ def _curves(found: Reproduction, wanted: Drawing) -> Figure:
             theirs = np.array([np.nan if v is None else scale * v for v in published])
             if np.isfinite(theirs).any():
                 axes.plot(at, theirs, color=color, ls="--", marker="D", ms=3.5, lw=1, mfc="white")
-        if not numeric:
+        if not numeric or len(at) < 9:
             axes.set_xticks(at, [plain(text) for text in labels])
         bare(axes)
         axes.grid(axis="y", color=RULE, lw=0.6)
@@ -137,8 +137,15 @@ def _curves(found: Reproduction, wanted: Drawing) -> Figure:
         axes.set_title(plain(title), fontsize=9, color=INK, loc="left")
         if scale == 100:
             axes.set_ylim(-3, 103)
-        if len(lines) > 1 or title == "":
-            axes.legend(fontsize=7, frameon=False)
+    handles: dict[str, Any] = {}
+    for axes in grid.flat[: len(panels)]:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if len(handles) > 1:
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside right center", fontsize=7.5,
+            frameon=False,
+        )  # fmt: skip
     for axes in grid[:, 0]:
         label = wanted.options.get("y", "")
         axes.set_ylabel(plain(f"{label} {f'({unit})' if unit else ''}".strip()), fontsize=8)
