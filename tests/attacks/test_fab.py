@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from feint import data, models
 from feint.attacks._boundary import nearest
 from feint.attacks.fab import fab
 from feint.core import random
@@ -202,3 +203,13 @@ def test_a_structural_zero_gradient_is_an_error_with_targets() -> None:
 
     with pytest.raises(GradientError, match="identically zero"):
         fab(Blunt(), images(3), predicted(Blunt(), images(3)), targets=2)
+
+
+def test_a_walk_that_found_nothing_by_half_time_is_let_go() -> None:
+    # Oracle: the original's walk, whose pull towards the image does not fade, ends on each of these
+    # images without an adversarial point.
+    model = models.load("bundled:cifar10-resnet20").eval()
+    batch = next(iter(data.load("bundled:cifar10").batches(15)))
+    x, y = batch.x[[5, 13, 14]], batch.y[[5, 13, 14]]
+    assert bool((predicted(model, x) == y).all())
+    assert bool((predicted(model, fab(model, x, y, norm="l1", steps=30)) != y).all())

@@ -89,27 +89,29 @@ def test_published_numbers_about_other_models_are_context() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "low"),
+    ("text", "lows"),
     [
-        ("fd + rdg(delta=0.15)", 0.71),
-        ("fd*3 + rdg", None),
-        ("rdg + fd", None),
-        ("pixel_deflection(k=100) + wavelet(sigma=0.04)", 0.81),
-        ("none", None),
-        ("no (call", None),
-        ("my_own", None),
+        ("fd + rdg(delta=0.15)", [0.71, 0.58, 0.38]),
+        ("fd*3 + rdg", [0.65]),
+        ("fd*2 + rdg", []),
+        ("rdg + fd", []),
+        ("pixel_deflection(k=100) + wavelet(sigma=0.04)", [0.81]),
+        ("none", []),
+        ("no (call", []),
+        ("my_own", []),
     ],
 )
-def test_what_is_on_record(text: str, low: float | None) -> None:
-    found = published(text)
-    assert (found and found.low) == low
+def test_what_is_on_record(text: str, lows: list[float]) -> None:
+    assert [claim.low for claim in published(text)] == lows
 
 
 def test_every_published_number_is_in_its_defenses_docstring() -> None:
     # Oracle: the defenses' own words.
-    for names, claim in PUBLISHED.items():
+    for names, claims in PUBLISHED.items():
         doc = " ".join(inspect.getdoc(DEFENSES[n].component) or "" for n in names)
-        assert any(f"{v:g}" in doc for v in (100 * claim.low, claim.low)), names
+        for claim in claims:
+            percent = f"{100 * claim.low:g}"
+            assert any(w in doc for w in (f"{percent} %", f"{percent} to", f"{claim.low:g}")), names
 
 
 def test_the_worst_case_is_taken_per_sample() -> None:

@@ -30,6 +30,7 @@ _VERSIONS = ("standard", "plus", "random")
     knowledge="gradient",
     norms=NORMS,
     paper="Croce and Hein, 2020, arXiv:2003.01690",
+    version=2,
 )
 def autoattack(
     model: Model,

@@ -43,7 +43,8 @@ class PRM(Learned):
     moved the image.
 
     Claim: attacks on a deterministic PRM in front of an ImageNet classifier have almost no effect
-    behind the random one (blog, table of four defenses; gray box, the paper's own words).
+    behind the random one, which would be 100 % of its clean accuracy (blog, table of four defenses;
+    gray box, the paper's own words; the numbers are lost).
     Known break: the exact expectation over the eight shifts (`support`) with differentiation
     through the autoencoder, or past it (`identity`).
 

@@ -30,9 +30,9 @@ SIDE = 299
 class Rand(Defense):
     """Randomization layer: resize to a random size, place at random on a canvas, resize back.
 
-    Claim: FD+Rand keeps 71 % accuracy against 50 rounds of BPDA (S1 Fig. 3). Known break: the
-    procedure is differentiable, so EOT leaves 0 % (Athalye et al. 2018; S1 Fig. 3: 93 % target
-    hits after 49 rounds).
+    Claim: FD+Rand keeps 71 % accuracy against 50 rounds of BPDA, 52 % with EOT, 24 % against semi-
+    brute force (S1 Fig. 3). Known break: the procedure is differentiable, so EOT leaves 0 %
+    (Athalye et al. 2018; S1 Fig. 3: 93 % target hits after 49 rounds).
 
     Args:
         preset: `"qiu"` (default: it is what S1's code does, and S1's tables follow it); `"paper"`

@@ -134,18 +134,19 @@ def _rungs(
 
 def _context(data: ReportData, key: Deployment, any_cell: CellResult, scenario: str) -> list[Mark]:
     """What was published about the defense in this scenario, about other models and data."""
-    found = published(key[1])
-    if found is None or found.scenario != scenario:
-        return []
-    reference = data.reference(any_cell)
-    if found.of_clean and reference is None:
-        return []
-    scale = reference.accuracy.value if found.of_clean and reference is not None else 1.0
-    share = " of clean accuracy" if found.of_clean else ""
-    ends = [percent(v) for v in dict.fromkeys((found.low, found.high))]
-    note = f"{' to '.join(ends)} %{share}: {found.about} ({found.source})"
-    low, high = scale * found.low, scale * found.high
-    return [Mark("claim", "published", (low + high) / 2, low, high, note, context=True)]
+    marks = []
+    for found in published(key[1]):
+        reference = data.reference(any_cell) if found.of_clean else None
+        if found.scenario != scenario or (found.of_clean and reference is None):
+            continue
+        scale = 1.0 if reference is None else reference.accuracy.value
+        share = " of clean accuracy" if found.of_clean else ""
+        ends = [percent(v) for v in dict.fromkeys((found.low, found.high))]
+        note = f"{' to '.join(ends)} %{share}: {found.about} ({found.source})"
+        low, high = scale * found.low, scale * found.high
+        middle = (low + high) / 2
+        marks.append(Mark("claim", "published", middle, low, high, note, context=True))
+    return marks
 
 
 def _worst(
