@@ -12,7 +12,8 @@ from feint.core.errors import ConfigError
 from feint.defenses import parse
 from feint.diagnostics.numbers import Number
 from feint.evaluation import Cell, CellResult
-from feint.recipes.measures_qiu import _YEAR, WAYS, History, _Identity, _through, rounds_of
+from feint.evaluation.rounds import History
+from feint.recipes.measures_qiu import _YEAR, WAYS, _Identity, _through, rounds_of
 from feint.recipes.metrics import METRICS, Case
 from feint.recipes.reproduce import _hit
 from feint.recipes.schema import load_recipe

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from feint.attacks._ascent import Trace
 from feint.attacks.pgd import pgd
 from feint.core import random
 from feint.core.errors import RangeError
@@ -28,6 +29,7 @@ from feint.defenses.chain import Chain
 from feint.evaluation.judge import Judgement, judge
 from feint.evaluation.metrics import Rate, rate
 from feint.evaluation.pipeline import Pipeline
+from feint.evaluation.rounds import History, watched
 
 __all__ = ["Campaign", "differentiable_parts", "round_by_round", "semi_brute_force"]
 
@@ -74,36 +76,15 @@ def round_by_round(part: nn.Module, base: GradientEstimator = backprop) -> Gradi
     return estimate
 
 
-@dataclass(frozen=True)
-class Campaign:
+@dataclass(frozen=True, kw_only=True)
+class Campaign(History):
     """A semi-brute force, round by round, and what its hits are worth on fresh draws."""
 
     x_adv: Tensor
     """(N, C, H, W): the first image that got through, or the last one tried."""
-    first_hit: NDArray[np.int64]
-    """(N,) round of the first hit, −1 for none up to the last round: right-censored there."""
-    right: NDArray[np.int64]
-    """(R + 1,) images not yet hit whose one draw of the round gave the true label."""
     verified: Judgement
     """Every `x_adv`, judged on draws that no round has seen."""
     target: Tensor | None
-
-    @property
-    def rounds(self) -> int:
-        """The last round."""
-        return len(self.right) - 1
-
-    @property
-    def accuracy(self) -> list[Rate]:
-        """S1's ACC of every round: not hit before, and the round's draw right, of all images."""
-        n = len(self.first_hit)
-        return [rate(np.arange(n) < count) for count in self.right]
-
-    @property
-    def success(self) -> list[Rate]:
-        """S1's ASR of every round: share of the images hit so far."""
-        hit = self.first_hit
-        return [rate((hit >= 0) & (hit <= r)) for r in range(self.rounds + 1)]
 
     @property
     def held(self) -> Rate:
@@ -121,14 +102,6 @@ class Campaign:
     def honest(self) -> Rate:
         """Share of fresh draws on which the attack succeeds, over all images."""
         return rate(self._wins(), self.verified.draws)
-
-    def rounds_to(self, share: float) -> int | None:
-        """First round by which `share` of the images was hit; None if it lies beyond the last."""
-        if not 0 < share <= 1:
-            raise RangeError(f"share is {share}; expected a number in (0, 1]")
-        hits = np.sort(self.first_hit[self.first_hit >= 0])
-        needed = int(np.ceil(share * len(self.first_hit) - 1e-9))
-        return int(hits[needed - 1]) if len(hits) >= needed else None
 
     def _wins(self) -> NDArray[np.float64]:
         judged = self.verified
@@ -214,47 +187,27 @@ def semi_brute_force(
     index = torch.arange(len(x), device=x.device) if index is None else index
     keys = random.keys(seed, index).to(x.device)
     goal = y if target is None else target
-    first = np.full(len(x), -1, dtype=np.int64)
-    right = np.zeros(rounds + 1, dtype=np.int64)
-    parts = [x[:0]]
-    for start in range(0, len(x), batch_size):
-        pick = slice(start, start + batch_size)
-        labels, aims = y[pick], goal[pick]
 
-        def watch(
-            step: int,
-            points: Tensor,
-            logits: Tensor,
-            loss: Tensor,
-            active: Tensor,
-            start: int = start,
-            labels: Tensor = labels,
-            aims: Tensor = aims,
-        ) -> None:
-            said = logits[:, 0].argmax(1)
-            hit = (said == aims[active]) if target is not None else (said != aims[active])
-            place = start + active[hit].cpu().numpy()
-            first[place[first[place] < 0]] = step
-            right[step] += int(((said == labels[active]) & ~hit).sum())
-
-        parts.append(
-            pgd(
-                whole,
-                x[pick],
-                aims,
-                eps=eps,
-                norm=norm,
-                steps=rounds,
-                step_size=step_size,
-                random_start=False,
-                targeted=target is not None,
-                loss=loss,
-                gradient=round_by_round(part, base),
-                seed=random.fold(keys[pick], "attack"),
-                stop="success",
-                trace=watch,
-            )
+    def attack(pick: slice, trace: Trace) -> Tensor:
+        return pgd(
+            whole,
+            x[pick],
+            goal[pick],
+            eps=eps,
+            norm=norm,
+            steps=rounds,
+            step_size=step_size,
+            random_start=False,
+            targeted=target is not None,
+            loss=loss,
+            gradient=round_by_round(part, base),
+            seed=random.fold(keys[pick], "attack"),
+            stop="success",
+            trace=trace,
         )
-    x_adv = torch.cat(parts)
+
+    x_adv, found = watched(attack, x, y, target, rounds=rounds, batch_size=batch_size)
     verified = judge(whole, x_adv, y, keys, draws=judge_draws, batch_size=4 * batch_size)
-    return Campaign(x_adv, first, right, verified, target)
+    return Campaign(
+        first_hit=found.first_hit, right=found.right, x_adv=x_adv, verified=verified, target=target
+    )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from feint.attacks._ascent import Trace
 from feint.attacks.pgd import pgd
 from feint.core import random
 from feint.core.errors import ConfigError, RangeError
@@ -23,11 +22,12 @@ from feint.evaluation import Pipeline
 from feint.evaluation.budgets import rms_budget
 from feint.evaluation.judge import judge
 from feint.evaluation.metrics import Rate, rate
+from feint.evaluation.rounds import History, watched
 from feint.evaluation.semi_brute_force import differentiable_parts, round_by_round
 from feint.recipes.measures import _pick, _properties
 from feint.recipes.metrics import METRICS, Case, metric
 
-__all__ = ["WAYS", "History", "rounds_of"]
+__all__ = ["WAYS", "rounds_of"]
 
 WAYS = ("BPDA", "BPDA+EOT", "semi-brute force", "aligned")
 """Three attacks of S1 §VI, and the one that undoes FD's shift."""
@@ -52,39 +52,6 @@ def _hits_of_the_right(case: Case) -> Rate:
         raise RangeError("the bare classifier gets no clean image right; there is nothing to count")
     hits = [r.rows["target_hits"] / r.rows["draws"] for r in case.cells["attacked"]]
     return rate(np.max(np.stack(hits), 0)[right], case.draws())
-
-
-@dataclass
-class History:
-    """An attack round by round, by S1's convention, with the images of some rounds.
-
-    S1 draws once a round: an image that hits the target leaves as a success, and counts as wrong
-    from then on.
-    """
-
-    first_hit: NDArray[np.int64]
-    """(N,) round of the first hit, −1 for none."""
-    right: NDArray[np.bool_]
-    """(R + 1, N): not hit yet, and the draw of the round gave the true label."""
-    images: dict[int, Tensor] = field(default_factory=dict)
-    """(N, C, H, W) after some rounds: those that left stay as they were."""
-
-    @property
-    def accuracy(self) -> list[Rate]:
-        """S1's ACC of every round."""
-        return [rate(row.astype(float)) for row in self.right]
-
-    @property
-    def success(self) -> list[Rate]:
-        """S1's ASR of every round: share hit so far."""
-        hit = self.first_hit
-        return [rate(((hit >= 0) & (hit <= r)).astype(float)) for r in range(len(self.right))]
-
-    def rounds_to(self, share: float) -> int | None:
-        """First round by which `share` of the images was hit; None if it lies beyond the last."""
-        hits = np.sort(self.first_hit[self.first_hit >= 0])
-        needed = int(np.ceil(share * len(self.first_hit) - 1e-9))
-        return int(hits[needed - 1]) if 0 < needed <= len(hits) else None
 
 
 class _Identity(nn.Module):
@@ -168,34 +135,9 @@ def rounds_of(
         gradient, attacked = round_by_round(part, base), Pipeline(model, defense)
     eps = rms_budget(rms, x.shape)
     raw = way != "aligned"
-    first = np.full(len(x), -1, dtype=np.int64)
-    right = np.zeros((rounds + 1, len(x)), dtype=np.bool_)
-    images = {r: x.clone() for r in checked}
-    for start in range(0, len(x), batch_size):
-        pick = slice(start, start + batch_size)
-        now = x[pick].clone()
 
-        def watch(
-            step: int,
-            points: Tensor,
-            logits: Tensor,
-            loss: Tensor,
-            active: Tensor,
-            start: int = start,
-            now: Tensor = now,
-            pick: slice = pick,
-        ) -> None:
-            said = logits[:, 0].argmax(1)
-            hit = said == target[pick][active]
-            place = start + active.cpu().numpy()
-            fallen = place[hit.cpu().numpy()]
-            first[fallen[first[fallen] < 0]] = step
-            right[step, place] = ((said == y[pick][active]) & ~hit).cpu().numpy()
-            now[active] = points
-            if step in images:
-                images[step][pick] = now
-
-        pgd(
+    def attack(pick: slice, trace: Trace) -> Tensor:
+        return pgd(
             attacked,
             x[pick],
             target[pick],
@@ -209,13 +151,10 @@ def rounds_of(
             gradient=gradient,
             seed=random.fold(keys[pick], "rounds"),
             stop="success",
-            trace=watch,
+            trace=trace,
         )
-        # Where all have left before a round, its images are the last ones.
-        met = int(first[pick].max(initial=-1)) if (first[pick] >= 0).all() else rounds
-        for r in (r for r in images if r > met):
-            images[r][pick] = now
-    return History(first, right, images)
+
+    return watched(attack, x, y, target, rounds=rounds, checked=checked, batch_size=batch_size)[1]
 
 
 _USED = ("model", "defense", "way", "rounds", "rms", "eot", "checked", "fresh")
