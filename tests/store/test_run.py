@@ -136,6 +136,33 @@ def test_nothing_is_computed_twice(
         run(make(), tmp_path / "run", resume=False)
 
 
+def test_examples_of_a_run_beside_are_linked_unless_damaged(
+    make: Make, bare: StoredRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Oracle: the run that makes everything itself.
+    other = tmp_path / "other"
+    shutil.copytree(bare.directory, other)
+    files = sorted((other / "examples").iterdir())
+    attacked = [p for p in files if p.stat().st_size == max(q.stat().st_size for q in files)]
+    damaged = attacked[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    (other / "run.json").unlink()  # it need not be whole
+    made: list[str] = []
+    keep = cache.DiskCache.keep_examples
+
+    def watched(self: cache.DiskCache, key: str, shard: int, found: Any) -> None:
+        made.append(f"{key}-{shard:05d}")
+        keep(self, key, shard, found)
+
+    monkeypatch.setattr(cache.DiskCache, "keep_examples", watched)
+    found = run(bare_spec(make), tmp_path / "run", beside=[other, tmp_path / "nothing"])
+    assert made == [damaged.stem]
+    for file in files:
+        mine = tmp_path / "run" / "examples" / file.name
+        assert mine.samefile(file) == (file != damaged)
+    assert same_rows(found, bare)
+
+
 def test_images_are_found_by_their_place(whole: StoredRun, make: Make) -> None:
     # Oracle: the data set, and the distances in the rows.
     batch = Resolver(make()).samples.read(0, 12)

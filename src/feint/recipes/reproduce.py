@@ -290,10 +290,12 @@ def _evaluate(
             checks="quick" if scale.checks == "none" else scale.checks,
         )
         name = "run" if len(wanted) == 1 else f"run-{number}"
+        room = _room(lab.folder / name, job)
         found = run(
             job,
-            _room(lab.folder / name, job),
+            room,
             checked=scale.checks != "none",
+            beside=[d for d in sorted(lab.folder.parent.glob("*/run*")) if d != room],
             on_progress=on_progress,
             command=command,
         )

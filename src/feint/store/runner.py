@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -19,8 +21,8 @@ from feint.evaluation.cell import digest
 from feint.evaluation.loop import OnProgress, Progress, compute_unit
 from feint.evaluation.verdict import Verdict, bounds, conclude
 from feint.store import environment
-from feint.store.cache import DiskCache, load_rows
-from feint.store.files import claim, read_json, write_json
+from feint.store.cache import DiskCache, examples_path, load_examples, load_rows
+from feint.store.files import claim, read_json, write_atomic, write_json
 from feint.store.record import Record
 from feint.store.resolver import Planned, Resolver, Unit, shards
 from feint.store.spec import SCHEMA, RunSpec
@@ -37,6 +39,7 @@ def run(
     *,
     resume: bool = True,
     checked: bool = True,
+    beside: Iterable[Path] = (),
     on_progress: OnProgress | None = None,
     command: Sequence[str] = (),
 ) -> Evaluation:
@@ -54,6 +57,8 @@ def run(
         resume: Go on with a run that is there; otherwise it is an error.
         checked: Have the evaluation check itself. Without, for tests of everything else, the
             verdict is withheld, and neither findings nor result are written.
+        beside: Directories of other runs: adversarial examples that they hold under the address
+            that this run would give its own are linked, once seen whole, instead of made again.
         on_progress: Called around every unit.
         command: What the user typed, kept for the report.
 
@@ -78,6 +83,7 @@ def run(
             record = Record.start(directory, spec, plan, resolver)
         record.check_plan(plan)
         record.begin(spec, environment.describe(spec.device), command)
+        _take_over(directory, spec, plan, len(resolver.samples), beside)
         try:
             result = _run(record, spec, plan, resolver, on_progress, begun, checked)
         except KeyboardInterrupt:
@@ -214,6 +220,26 @@ def _existing(directory: Path, spec: RunSpec, resume: bool) -> Record | None:
             "give a new or an empty folder"
         )
     return None
+
+
+def _take_over(
+    directory: Path, spec: RunSpec, plan: Sequence[Planned], samples: int, beside: Iterable[Path]
+) -> None:
+    """Link examples of other runs: an address says model, data, attack, versions and draws."""
+    count = -(-samples // spec.shard_size)
+    for other, key, shard in product(beside, {p.examples for p in plan}, range(count)):
+        here, there = (examples_path(d, key, shard) for d in (directory, Path(other)))
+        if here.exists() or not there.exists():
+            continue
+        try:
+            load_examples(Path(other), key, shard)
+        except DataError:
+            continue  # that run's trouble: this one makes its own
+        here.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(there, here)
+        except OSError:  # another disk, or one without links
+            write_atomic(here, there.read_bytes())
 
 
 def _run(
