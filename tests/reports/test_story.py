@@ -81,7 +81,7 @@ def test_published_numbers_about_other_models_are_context() -> None:
     (mark,) = [m for m in lane.marks if m.kind == "claim"]
     assert mark.value == pytest.approx(0.983 * 0.9)  # a share of the bare model's clean accuracy
     assert mark.context
-    assert "98.3 % of clean accuracy: ResNet-18" in mark.note
+    assert "ResNet-18 with ACE λ=100; 98.3 % of clean accuracy" in mark.note
     # With a claim of the run's own there is no other.
     own = small_data(cells, claims=(Claim(0.7, "x", defense="pixel_shift(dx=1)"),))
     (lane,) = [x for x in story(own) if "+" in x.name]

@@ -23,7 +23,7 @@ class Published:
         low: The accuracy, in [0, 1].
         high: The other end, where the paper gives a range.
         scenario: Scenario that it is about.
-        about: Model, data and attack, in words.
+        about: Attack, model and data, in words: what tells it from other claims first.
         source: Where it stands.
         of_clean: Whether it is a share of clean accuracy.
     """
@@ -36,44 +36,44 @@ class Published:
     of_clean: bool = False
 
 
-_S1 = "Inception-v3 on ImageNet, targeted, rms 0.05, 50 rounds of "
+_S1 = ", 50 rounds; targeted, rms 0.05, Inception-v3 on ImageNet"
 
 PUBLISHED: dict[tuple[str, ...], tuple[Published, ...]] = {
     ("pixel_shift",): (
         Published(
-            0.983, 0.983, "gray-box", "ResNet-18 with ACE λ=100, PGD", "S0, Table 3", of_clean=True
+            0.983, 0.983, "gray-box", "PGD; ResNet-18 with ACE λ=100", "S0, Table 3", of_clean=True
         ),
     ),
-    ("fd",): (Published(0.45, 0.45, "white-box", _S1 + "BPDA", "S1, Fig. 3"),),
+    ("fd",): (Published(0.45, 0.45, "white-box", "BPDA" + _S1, "S1, Fig. 3 a"),),
     ("fd", "rdg"): (
-        Published(0.71, 0.71, "white-box", _S1 + "BPDA", "S1, Fig. 3 a"),
-        Published(0.58, 0.58, "white-box", _S1 + "BPDA and EOT", "S1, Fig. 3 c"),
-        Published(0.38, 0.38, "semi-brute-force", _S1 + "RDG's gradient", "S1, Fig. 3 e"),
+        Published(0.71, 0.71, "white-box", "BPDA" + _S1, "S1, Fig. 3 a"),
+        Published(0.58, 0.58, "white-box", "BPDA+EOT" + _S1, "S1, Fig. 3 c"),
+        Published(0.38, 0.38, "semi-brute-force", "RDG's gradient" + _S1, "S1, Fig. 3 e"),
     ),
     ("fd", "rand"): (
-        Published(0.71, 0.71, "white-box", _S1 + "BPDA", "S1, Fig. 3 a"),
-        Published(0.52, 0.52, "white-box", _S1 + "BPDA and EOT", "S1, Fig. 3 c"),
-        Published(0.24, 0.24, "semi-brute-force", _S1 + "Rand's gradient", "S1, Fig. 3 e"),
+        Published(0.71, 0.71, "white-box", "BPDA" + _S1, "S1, Fig. 3 a"),
+        Published(0.52, 0.52, "white-box", "BPDA+EOT" + _S1, "S1, Fig. 3 c"),
+        Published(0.24, 0.24, "semi-brute-force", "Rand's gradient" + _S1, "S1, Fig. 3 e"),
     ),
     ("fd", "fd", "fd", "rdg"): (
-        Published(0.65, 0.65, "semi-brute-force", _S1 + "RDG's gradient", "S1, Fig. 3 e"),
+        Published(0.65, 0.65, "semi-brute-force", "RDG's gradient" + _S1, "S1, Fig. 3 e"),
     ),
     ("pixel_deflection", "wavelet"): (
-        Published(0.81, 0.98, "gray-box", "ImageNet, six attacks on the bare model", "S2, Table 1"),
+        Published(0.81, 0.98, "gray-box", "six attacks; ImageNet", "S2, Table 1"),
     ),
     ("s2snet",): (
         Published(
-            0.896, 0.896, "removal", "ResNet-50 on ImageNet, BIM", "S3, App. A", of_clean=True
+            0.896, 0.896, "removal", "BIM; ResNet-50 on ImageNet", "S3, App. A", of_clean=True
         ),
     ),
     ("prm",): (
         Published(
-            1.0, 1.0, "gray-box", "ImageNet, five attacks, 'almost no effect'", "S4", of_clean=True
+            1.0, 1.0, "gray-box", "'almost no effect'; five attacks, ImageNet", "S4", of_clean=True
         ),
     ),
     ("pixel_defend",): (
         Published(
-            0.70, 0.70, "gray-box", "CIFAR-10, strongest of its attacks", "Song et al., 2018"
+            0.70, 0.70, "gray-box", "the strongest of its attacks; CIFAR-10", "Song et al., 2018"
         ),
     ),
 }

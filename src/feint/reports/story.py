@@ -140,9 +140,11 @@ def _context(data: ReportData, key: Deployment, any_cell: CellResult, scenario: 
         if found.scenario != scenario or (found.of_clean and reference is None):
             continue
         scale = 1.0 if reference is None else reference.accuracy.value
-        share = " of clean accuracy" if found.of_clean else ""
         ends = [percent(v) for v in dict.fromkeys((found.low, found.high))]
-        note = f"{' to '.join(ends)} %{share}: {found.about} ({found.source})"
+        plain = len(ends) == 1 and not found.of_clean  # the mark's own value says it
+        share = " of clean accuracy" if found.of_clean else ""
+        number = "" if plain else f"; {' to '.join(ends)} %{share}"
+        note = f"{found.source}: {found.about}{number}"
         low, high = scale * found.low, scale * found.high
         middle = (low + high) / 2
         marks.append(Mark("claim", "published", middle, low, high, note, context=True))
