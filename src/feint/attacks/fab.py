@@ -114,8 +114,7 @@ def fab(
         three. Random starts do not depend on what other restarts found, since all run at once.
         Until a walk has found its first adversarial point the pull towards the image fades, to none
         in the last step. The original's walk in l1 leaves 8 of 60 images standing on a plain
-        ResNet-20, this one none; over the other 52 its points are 1.5 % farther, which is less than
-        what the last bit of a float moves them.
+        ResNet-20, this one none; over the other 52 its points are 1.5 % farther.
     """
     return nearest(
         model,
