@@ -24,7 +24,6 @@ from feint.reports.figures import save, story_figure
 from feint.reports.stored import from_run
 from feint.reports.story import Mark, story
 from feint.store import open_run
-from provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 START = "from feint.cli.app import main; main()"
@@ -37,7 +36,7 @@ class Ladder:
     name: str
     defense: str
     model: str = "bundled:cifar10-resnet20"
-    samples: int = 50
+    samples: int = 25
 
     def arguments(self) -> list[str]:
         """Of the command line."""
@@ -86,6 +85,7 @@ def climb(ladder: Ladder, work: Path, threads: int, samples: int | None) -> dict
         "checks": len(found.findings),
         "flagged": [f"{f.check}: {f.evidence}" for f in found.findings if f.status != "pass"],
         "seconds": round(found.seconds, 1),
+        "environment": stored.info["environments"][-1],
     }
 
 
@@ -95,6 +95,14 @@ def number(mark: dict[str, Any]) -> str:
     if mark["kind"] == Mark("claim", "", 0, 0, 0).kind:
         return f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def made(row: dict[str, Any]) -> str:
+    """What the numbers come from."""
+    where = row["environment"]
+    git = where.get("git") or {}
+    commit = f", commit {git['commit'][:12]}" if git else ""
+    return f"{row['seconds']:.0f} s on {where['cpu']}, torch {where['packages']['torch']}{commit}."
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -116,6 +124,8 @@ def markdown(report: dict[str, Any]) -> str:
             "",
             f"Grade {row['grade']} of the evaluation, {row['checks']} checks. {row['verdict']}",
             "",
+            made(row),
+            "",
             "| | accuracy | |",
             "|---|---|---|",
         ]
@@ -128,7 +138,7 @@ def markdown(report: dict[str, Any]) -> str:
                 *(f"- {text}" for text in row["flagged"]),
             ]
         lines += ["", f"![ladder of {row['defense']}](ladders/{name}.svg)", ""]
-    return "\n".join([*lines, "```json", json.dumps(report["about"], indent=1), "```", ""])
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -149,7 +159,7 @@ def main() -> int:
             continue
         before[ladder.name] = climb(ladder, args.work, args.threads, args.samples)
         order = {one.name: before[one.name] for one in LADDERS if one.name in before}
-        report = {"about": provenance(threads=args.threads), "ladders": order}
+        report = {"ladders": order}
         args.out.write_text(json.dumps(report, indent=1) + "\n")
         args.out.with_suffix(".md").write_text(markdown(report))
     return 0
