@@ -136,30 +136,36 @@ def test_nothing_is_computed_twice(
         run(make(), tmp_path / "run", resume=False)
 
 
-def test_examples_of_a_run_beside_are_linked_unless_damaged(
+def test_what_a_run_beside_holds_is_linked_unless_damaged(
     make: Make, bare: StoredRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Oracle: the run that makes everything itself.
     other = tmp_path / "other"
     shutil.copytree(bare.directory, other)
-    files = sorted((other / "examples").iterdir())
-    attacked = [p for p in files if p.stat().st_size == max(q.stat().st_size for q in files)]
-    damaged = attacked[0]
-    damaged.write_bytes(damaged.read_bytes()[:-1])
     (other / "run.json").unlink()  # it need not be whole
+    images, rows = (sorted((other / name).iterdir()) for name in ("examples", "samples"))
+    damaged = [images[0], rows[-1]]
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:-1])
     made: list[str] = []
-    keep = cache.DiskCache.keep_examples
+    for name in ("keep_examples", "keep_rows"):
+        keep = getattr(cache.DiskCache, name)
 
-    def watched(self: cache.DiskCache, key: str, shard: int, found: Any) -> None:
-        made.append(f"{key}-{shard:05d}")
-        keep(self, key, shard, found)
+        def watched(
+            self: cache.DiskCache, key: str, shard: int, found: Any, keep: Any = keep
+        ) -> None:
+            made.append(f"{key}-{shard:05d}")
+            keep(self, key, shard, found)
 
-    monkeypatch.setattr(cache.DiskCache, "keep_examples", watched)
+        monkeypatch.setattr(cache.DiskCache, name, watched)
     found = run(bare_spec(make), tmp_path / "run", beside=[other, tmp_path / "nothing"])
-    assert made == [damaged.stem]
-    for file in files:
-        mine = tmp_path / "run" / "examples" / file.name
-        assert mine.samefile(file) == (file != damaged)
+    lost = {file.stem for file in damaged}
+    judges = {planned.key: planned.examples for planned in Resolver(bare_spec(make)).plan()}
+    lost |= {f"{k}-{images[0].stem[-5:]}" for k, e in judges.items() if images[0].stem[:-6] == e}
+    assert set(made) == lost
+    for file in (*images, *rows):
+        mine = tmp_path / "run" / file.parent.name / file.name
+        assert mine.samefile(file) == (file.stem not in lost)
     assert same_rows(found, bare)
 
 

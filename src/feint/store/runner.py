@@ -21,7 +21,7 @@ from feint.evaluation.cell import digest
 from feint.evaluation.loop import OnProgress, Progress, compute_unit
 from feint.evaluation.verdict import Verdict, bounds, conclude
 from feint.store import environment
-from feint.store.cache import DiskCache, examples_path, load_examples, load_rows
+from feint.store.cache import DiskCache, examples_path, load_examples, load_rows, rows_path
 from feint.store.files import claim, read_json, write_atomic, write_json
 from feint.store.record import Record
 from feint.store.resolver import Planned, Resolver, Unit, shards
@@ -57,8 +57,8 @@ def run(
         resume: Go on with a run that is there; otherwise it is an error.
         checked: Have the evaluation check itself. Without, for tests of everything else, the
             verdict is withheld, and neither findings nor result are written.
-        beside: Directories of other runs: adversarial examples that they hold under the address
-            that this run would give its own are linked, once seen whole, instead of made again.
+        beside: Directories of other runs: adversarial examples and rows that they hold under the
+            addresses that this run would give its own are linked, if whole, instead of made again.
         on_progress: Called around every unit.
         command: What the user typed, kept for the report.
 
@@ -225,21 +225,33 @@ def _existing(directory: Path, spec: RunSpec, resume: bool) -> Record | None:
 def _take_over(
     directory: Path, spec: RunSpec, plan: Sequence[Planned], samples: int, beside: Iterable[Path]
 ) -> None:
-    """Link examples of other runs: an address says model, data, attack, versions and draws."""
+    """Link files of other runs: an address says model, data, attack, judge, versions and draws."""
     count = -(-samples // spec.shard_size)
-    for other, key, shard in product(beside, {p.examples for p in plan}, range(count)):
-        here, there = (examples_path(d, key, shard) for d in (directory, Path(other)))
-        if here.exists() or not there.exists():
+    for other, planned, shard in product(map(Path, beside), plan, range(count)):
+        images, rows = (planned.examples, shard), (planned.key, shard)
+        if not examples_path(other, *images).exists():
             continue
         try:
-            load_examples(Path(other), key, shard)
+            _, label = load_examples(other, *images)
+            _link(examples_path(other, *images), examples_path(directory, *images))
+            if rows_path(other, *rows).exists():
+                _, judged = load_rows(other, *rows)
+                _, own = load_examples(directory, *images)
+                if judged.facts["examples"] == label.sha256 == own.sha256:
+                    _link(rows_path(other, *rows), rows_path(directory, *rows))
         except DataError:
-            continue  # that run's trouble: this one makes its own
-        here.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(there, here)
-        except OSError:  # another disk, or one without links
-            write_atomic(here, there.read_bytes())
+            continue  # a damaged file is made anew
+
+
+def _link(there: Path, here: Path) -> None:
+    """The same file in another folder, unless there is one."""
+    if here.exists():
+        return
+    here.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(there, here)
+    except OSError:  # another disk, or one without links
+        write_atomic(here, there.read_bytes())
 
 
 def _run(
