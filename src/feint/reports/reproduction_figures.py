@@ -166,6 +166,7 @@ def _bars(found: Reproduction, wanted: Drawing) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharey=scale == 100)
     for axes in grid.flat[len(lines) :]:
         axes.set_visible(False)
+    slanted = len(labels) > 4 or max(map(len, labels)) * len(labels) > 40
     for axes, (title, key, line) in zip(grid.flat, lines, strict=False):
         at = np.arange(len(line))
         theirs = [
@@ -179,7 +180,9 @@ def _bars(found: Reproduction, wanted: Drawing) -> Figure:
         axes.errorbar(at, middle, [middle - low, high - middle], fmt="none", ecolor=INK, lw=0.8)
         if np.isfinite(knowing).any():
             axes.bar(at + 0.27, knowing, 0.26, color=COLORS[1], label="adaptive")
-        axes.set_xticks(at, [plain(text) for text in labels], rotation=30 if len(at) > 4 else 0)
+        axes.set_xticks(at, [plain(text) for text in labels])
+        if slanted:
+            axes.tick_params(axis="x", rotation=20)
         bare(axes)
         axes.set_title(plain(", ".join([t for t in (title, *key) if t])), fontsize=9, loc="left")
         axes.grid(axis="y", color=RULE, lw=0.6)

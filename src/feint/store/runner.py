@@ -83,7 +83,7 @@ def run(
             record = Record.start(directory, spec, plan, resolver)
         record.check_plan(plan)
         record.begin(spec, environment.describe(spec.device), command)
-        _take_over(directory, spec, plan, len(resolver.samples), beside)
+        _take_over(record, spec, plan, len(resolver.samples), beside)
         try:
             result = _run(record, spec, plan, resolver, on_progress, begun, checked)
         except KeyboardInterrupt:
@@ -223,24 +223,40 @@ def _existing(directory: Path, spec: RunSpec, resume: bool) -> Record | None:
 
 
 def _take_over(
-    directory: Path, spec: RunSpec, plan: Sequence[Planned], samples: int, beside: Iterable[Path]
+    record: Record, spec: RunSpec, plan: Sequence[Planned], samples: int, beside: Iterable[Path]
 ) -> None:
-    """Link files of other runs: an address says model, data, attack, judge, versions and draws."""
-    count = -(-samples // spec.shard_size)
-    for other, planned, shard in product(map(Path, beside), plan, range(count)):
-        images, rows = (planned.examples, shard), (planned.key, shard)
-        if not examples_path(other, *images).exists():
-            continue
-        try:
-            _, label = load_examples(other, *images)
-            _link(examples_path(other, *images), examples_path(directory, *images))
-            if rows_path(other, *rows).exists():
+    """Link files of other runs: an address says model, data, attack, judge, versions and draws.
+
+    What a unit took there counts here, too.
+    """
+    directory, count = record.directory, -(-samples // spec.shard_size)
+    for other in map(Path, beside):
+        times = _times(other)
+        for planned, shard in product(plan, range(count)):
+            images, rows = (planned.examples, shard), (planned.key, shard)
+            if not examples_path(other, *images).exists():
+                continue
+            try:
+                _, label = load_examples(other, *images)
+                _link(examples_path(other, *images), examples_path(directory, *images))
                 _, judged = load_rows(other, *rows)
                 _, own = load_examples(directory, *images)
-                if judged.facts["examples"] == label.sha256 == own.sha256:
-                    _link(rows_path(other, *rows), rows_path(directory, *rows))
-        except DataError:
-            continue  # a damaged file is made anew
+            except DataError:
+                continue  # what is damaged or not there is made anew
+            if judged.facts["examples"] == label.sha256 == own.sha256:
+                _link(rows_path(other, *rows), rows_path(directory, *rows))
+                if rows in times:
+                    record.timed(*rows, times[rows])
+
+
+def _times(directory: Path) -> dict[tuple[str, int], float]:
+    """Seconds that a run's units took; none if its record cannot be read."""
+    try:
+        found = Record.read(directory)
+    except DataError:
+        found = None
+    units = {} if found is None else found.info["timing"]["units"]
+    return {(k, n): t for k, row in units.items() for n, t in enumerate(row) if t is not None}
 
 
 def _link(there: Path, here: Path) -> None:
