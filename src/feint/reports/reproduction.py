@@ -177,7 +177,7 @@ def markdown(found: Reproduction) -> str:
     lines += [
         f"{about['cpu']}, {about['cores']} cores, torch {about['packages']['torch']}, feint "
         f"{about['packages']['feint']}, commit {str(git.get('commit') or 'unknown')[:12]}, seed "
-        f"{about['seed']}; {found.seconds:.0f} s in the last run.",
+        f"{about['seed']}; {found.seconds:.0f} s of work.",
         "",
     ]
     return "\n".join(lines)
