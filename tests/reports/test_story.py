@@ -88,6 +88,17 @@ def test_published_numbers_about_other_models_are_context() -> None:
     assert [m.context for m in lane.marks if m.kind == "claim"] == [False]
 
 
+def test_a_claim_may_be_a_share_of_the_defended_classifiers_clean_accuracy() -> None:
+    cells = [
+        cell_result(Cell("none", "m"), 0.9),
+        cell_result(Cell("none", "m", "prm"), 0.5),
+        cell_result(Cell("gray-box", "m", "prm", "pgd"), 0.4, size=0.1),
+    ]
+    (lane,) = [x for x in story(small_data(cells)) if "+" in x.name]
+    (mark,) = [m for m in lane.marks if m.kind == "claim"]
+    assert mark.value == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("text", "lows"),
     [

@@ -25,7 +25,8 @@ class Published:
         scenario: Scenario that it is about.
         about: Attack, model and data, in words: what tells it from other claims first.
         source: Where it stands.
-        of_clean: Whether it is a share of clean accuracy.
+        of_clean: Whether it is a share of clean accuracy, the bare classifier's.
+        of_own: Whether it is a share of the defended classifier's.
     """
 
     low: float
@@ -34,6 +35,7 @@ class Published:
     about: str
     source: str
     of_clean: bool = False
+    of_own: bool = False
 
 
 _S1 = ", 50 rounds; targeted, rms 0.05, Inception-v3 on ImageNet"
@@ -68,7 +70,7 @@ PUBLISHED: dict[tuple[str, ...], tuple[Published, ...]] = {
     ),
     ("prm",): (
         Published(
-            1.0, 1.0, "gray-box", "'almost no effect'; five attacks, ImageNet", "S4", of_clean=True
+            1.0, 1.0, "gray-box", "'almost no effect'; five attacks, ImageNet", "S4", of_own=True
         ),
     ),
     ("pixel_defend",): (

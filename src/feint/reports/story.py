@@ -136,14 +136,15 @@ def _context(data: ReportData, key: Deployment, any_cell: CellResult, scenario: 
     """What was published about the defense in this scenario, about other models and data."""
     marks = []
     for found in published(key[1]):
-        reference = data.reference(any_cell) if found.of_clean else None
-        if found.scenario != scenario or (found.of_clean and reference is None):
+        share = found.of_clean or found.of_own
+        clean = data.reference(any_cell) if found.of_clean else data.clean(any_cell)
+        if found.scenario != scenario or (share and clean is None):
             continue
-        scale = 1.0 if reference is None else reference.accuracy.value
+        scale = clean.accuracy.value if share and clean is not None else 1.0
         ends = [percent(v) for v in dict.fromkeys((found.low, found.high))]
-        plain = len(ends) == 1 and not found.of_clean  # the mark's own value says it
-        share = " of clean accuracy" if found.of_clean else ""
-        number = "" if plain else f"; {' to '.join(ends)} %{share}"
+        words = f"{' to '.join(ends)} %" + (" of clean accuracy" if share else "")
+        # One plain number is the mark's own value.
+        number = f"; {words}" if share or len(ends) > 1 else ""
         note = f"{found.source}: {found.about}{number}"
         low, high = scale * found.low, scale * found.high
         middle = (low + high) / 2
