@@ -216,10 +216,11 @@ def _descend(
         home = _project(x, slope, from_x, search.norm)
         far, near_ = norm_of(ahead, search.norm), norm_of(home, search.norm)
         alpha = (far / (far + near_).clamp_min(1e-12)).clamp_max(alpha_max)
-        # A walk that has found nothing yet is drawn towards the image less and less: in l1 the pull
-        # and the few values that a step moves can keep it from the boundary for good.
-        never = search.size[state.rows].isinf()
-        alpha = torch.where(never, alpha * (1 - step / steps), alpha)
+        if search.norm == "l1":
+            # Steps move few values, and the pull can keep a walk from the boundary for good: one
+            # that has found nothing yet is drawn towards the image less and less.
+            never = search.size[state.rows].isinf()
+            alpha = torch.where(never, alpha * (1 - step / steps), alpha)
         moved = torch.lerp(base + overshoot * ahead, x + overshoot * home, column(alpha, x))
         state.point = search.confine(moved, state.rows, x)
 

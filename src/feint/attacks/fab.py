@@ -112,9 +112,10 @@ def fab(
         back from an adversarial point and evaluates again, which costs a second forward pass per
         step. The final search is along the line to the image (`refine`), with one pass instead of
         three. Random starts do not depend on what other restarts found, since all run at once.
-        Until a walk has found its first adversarial point the pull towards the image fades, to none
-        in the last step. The original's walk in l1 leaves 8 of 60 images standing on a plain
-        ResNet-20, this one none; over the other 52 its points are 1.5 % farther.
+        In l1 the pull towards the image fades until a walk has found its first adversarial point,
+        to none in the last step. The original's walk leaves 8 of 60 images standing on a plain
+        ResNet-20, this one none; over the other 52 its points are 1.5 % farther. In linf and l2 the
+        pull is what brings hard walks back, and stays.
     """
     return nearest(
         model,
