@@ -62,21 +62,40 @@ def test_the_adaptive_rung_leaves_the_samples_that_autoattack_leaves() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("defense", "count"), [("none", 200), ("smoothing(sigma=0.05)", 100)])
-def test_the_adaptive_rung_agrees_with_autoattack(defense: str, count: int) -> None:
-    """Oracle: AutoAttack, for random pipelines its honest form; within half a point of the rung.
+def test_the_adaptive_rung_agrees_with_autoattack() -> None:
+    """Oracle: AutoAttack's standard version, with 200 images within half a point of the rung.
 
-    The rung's own ensemble is shorter (40 steps, 3 targets, 100 queries); 10 CPU minutes each.
+    The rung's own ensemble is shorter (40 steps, 3 targets, 100 queries); about 10 CPU minutes.
     """
-    b = next(iter(data.load("bundled:cifar10", samples=count).batches(count)))
+    b = next(iter(data.load("bundled:cifar10", samples=200).batches(200)))
     model = "bundled:cifar10-resnet20-at"
-    part = None if defense == "none" else parse(defense)
-    subject, base = Subject(models.load(model), part), Cell(defense, model, judge_draws=64)
+    subject, base = Subject(models.load(model)), Cell("none", model)
     cells = [
-        *rung_cells(base, "adaptive", [], defense=part),
+        *rung_cells(base, "adaptive", []),
         replace(base, scenario="white-box", attack="autoattack"),
     ]
     samples = TensorSamples(Batch(b.x, b.y, b.index))
-    found = execute(cells, lambda _: subject, samples, cache=Memory(), shard_size=count)
+    found = execute(cells, lambda _: subject, samples, cache=Memory(), shard_size=200)
     rung, reference = worst(found[:-1]), found[-1].accuracy
     assert abs(rung.value - reference.value) <= 0.005, (str(rung), str(reference))
+    assert 0.3 < reference.value < 0.5
+
+
+@pytest.mark.slow
+def test_the_adaptive_rung_agrees_with_autoattack_on_a_smoothed_classifier() -> None:
+    """Oracle: AutoAttack's version for random models, on the mean over draws.
+
+    Both numbers carry the noise of their draws: the difference of pairs must not be clear.
+    """
+    b = next(iter(data.load("bundled:cifar10", samples=32).batches(32)))
+    model, noise = "bundled:cifar10-resnet20-at", parse("smoothing(sigma=0.05)")
+    subject, base = Subject(models.load(model), noise), Cell("none", model, str(noise))
+    cells = rung_cells(base, "adaptive", [], defense=noise)
+    cells.append(replace(base, scenario="white-box", attack="autoattack"))
+    samples = TensorSamples(Batch(b.x, b.y, b.index))
+    found = execute(cells, lambda _: subject, samples, cache=Memory(), shard_size=32)
+    rung, reference = worst(found[:-1]), found[-1].accuracy
+    assert reference.low - 0.005 <= rung.value <= reference.value + 0.005, (
+        str(rung),
+        str(reference),
+    )

@@ -169,6 +169,12 @@ def test_what_a_run_beside_holds_is_linked_unless_damaged(
     assert same_rows(found, bare)
 
 
+def test_what_linked_units_took_counts(make: Make, bare: StoredRun, tmp_path: Path) -> None:
+    # Oracle: the times that the other run noted.
+    run(bare_spec(make), tmp_path / "run", beside=[bare.directory])
+    assert open_run(tmp_path / "run").info["timing"]["units"] == bare.info["timing"]["units"]
+
+
 def test_images_are_found_by_their_place(whole: StoredRun, make: Make) -> None:
     # Oracle: the data set, and the distances in the rows.
     batch = Resolver(make()).samples.read(0, 12)
