@@ -8,6 +8,7 @@ their reproduction. A claim about a run's own cells is a `Claim` of the run.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from feint.core import spec
 from feint.core.errors import FeintError
@@ -25,8 +26,8 @@ class Published:
         scenario: Scenario that it is about.
         about: Attack, model and data, in words: what tells it from other claims first.
         source: Where it stands.
-        of_clean: Whether it is a share of clean accuracy, the bare classifier's.
-        of_own: Whether it is a share of the defended classifier's.
+        share_of: Whose clean accuracy it is a share of: the `"bare"` or the `"defended"`
+            classifier's; empty for an accuracy.
     """
 
     low: float
@@ -34,8 +35,7 @@ class Published:
     scenario: str
     about: str
     source: str
-    of_clean: bool = False
-    of_own: bool = False
+    share_of: Literal["", "bare", "defended"] = ""
 
 
 _S1 = ", 50 rounds; targeted, rms 0.05, Inception-v3 on ImageNet"
@@ -43,7 +43,12 @@ _S1 = ", 50 rounds; targeted, rms 0.05, Inception-v3 on ImageNet"
 PUBLISHED: dict[tuple[str, ...], tuple[Published, ...]] = {
     ("pixel_shift",): (
         Published(
-            0.983, 0.983, "gray-box", "PGD; ResNet-18 with ACE λ=100", "S0, Table 3", of_clean=True
+            0.983,
+            0.983,
+            "gray-box",
+            "PGD; ResNet-18 with ACE λ=100",
+            "S0, Table 3",
+            share_of="bare",
         ),
     ),
     ("fd",): (Published(0.45, 0.45, "white-box", "BPDA" + _S1, "S1, Fig. 3 a"),),
@@ -65,12 +70,17 @@ PUBLISHED: dict[tuple[str, ...], tuple[Published, ...]] = {
     ),
     ("s2snet",): (
         Published(
-            0.896, 0.896, "removal", "BIM; ResNet-50 on ImageNet", "S3, App. A", of_clean=True
+            0.896, 0.896, "removal", "BIM; ResNet-50 on ImageNet", "S3, App. A", share_of="bare"
         ),
     ),
     ("prm",): (
         Published(
-            1.0, 1.0, "gray-box", "'almost no effect'; five attacks, ImageNet", "S4", of_own=True
+            1.0,
+            1.0,
+            "gray-box",
+            "'almost no effect'; five attacks, ImageNet",
+            "S4",
+            share_of="defended",
         ),
     ),
     ("pixel_defend",): (

@@ -136,8 +136,8 @@ def _context(data: ReportData, key: Deployment, any_cell: CellResult, scenario: 
     """What was published about the defense in this scenario, about other models and data."""
     marks = []
     for found in published(key[1]):
-        share = found.of_clean or found.of_own
-        clean = data.reference(any_cell) if found.of_clean else data.clean(any_cell)
+        share = found.share_of
+        clean = data.reference(any_cell) if share == "bare" else data.clean(any_cell)
         if found.scenario != scenario or (share and clean is None):
             continue
         scale = clean.accuracy.value if share and clean is not None else 1.0
