@@ -40,6 +40,7 @@ from feint.core.errors import FeintError
 from feint.core.registry import DEFENSES
 from feint.defenses import parse
 from feint.defenses._pixelcnn import Mixture
+from feint.store.memory import hold_on_to_memory
 from provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -336,6 +337,7 @@ def main() -> int:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # the peers' own
     torch.set_num_threads(args.threads)
+    hold_on_to_memory()  # as `feint` does; the peers' arrays gain as well
     until = time.monotonic() + args.limit
     model = feint.models.load(args.model).eval()
     report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
