@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -24,7 +25,7 @@ from feint.evaluation import (
 from feint.evaluation.health.together import _larger_budgets
 from feint.evaluation.metrics import rate
 from feint.evaluation.results import by_deployment, by_pipeline, worst
-from feint.evaluation.verdict import bounds, conclude
+from feint.evaluation.verdict import bounds, conclude, name_of
 from tests.evaluation.planted import plant, stuck
 
 
@@ -177,6 +178,29 @@ def test_verdicts() -> None:
     assert conclude([clean], []).withheld
     assert conclude([], []).withheld
     assert conclude([result(cell("removal"), [1])], []).withheld
+
+
+def test_doubts_about_strength_are_idle_where_nothing_stands() -> None:
+    """Oracle: rule 3. An attack that was too weak would have left something."""
+    clean, broken, stands = (
+        result(cell("none"), [1, 1]),
+        result(cell("white-box"), [0, 0]),
+        result(cell("white-box"), [0, 1]),
+    )
+    name = name_of(clean.cell.model, clean.cell.defense)
+    for subject in (name, f"{name}, white-box, pgd, linf 8/255"):
+        weak = Finding("gradient-foretells", "fail", subject, "it foretells nothing")
+        said = conclude([clean, broken], [weak])
+        assert (said.grade, said.withheld, said.failed) == ("B", False, ())
+        assert "gradient-foretells failed" in said.text
+        assert conclude([clean, stands], [weak]).failed == ("gradient-foretells",)
+    other = Finding("gradient-foretells", "fail", f"{name} + d", "of another pipeline")
+    assert conclude([clean, broken], [other]).withheld
+    wrong = Finding("budget-and-box", "fail", name, "outside of the box: too strong")
+    assert conclude([clean, broken], [wrong]).withheld
+    smaller = replace(stands, cell=replace(stands.cell, eps=stands.cell.eps / 2))
+    weak = Finding("gradient-foretells", "fail", name, "something stands at half the budget")
+    assert conclude([clean, broken, smaller], [weak]).withheld
 
 
 # --- the papers' names ---

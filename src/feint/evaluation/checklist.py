@@ -50,10 +50,19 @@ class Check:
     numbers: tuple[int, ...]
     """The questions that it answers."""
     cost: Cost = "quick"
+    strength: bool = False
+    """About the attackers alone: if it fails, a bound can only be too high."""
 
 
-def _check(asks: str, threshold: str, source: str, *numbers: int, cost: Cost = "quick") -> Check:
-    return Check(asks, threshold, source, numbers, cost)
+def _check(
+    asks: str,
+    threshold: str,
+    source: str,
+    *numbers: int,
+    cost: Cost = "quick",
+    strength: bool = False,
+) -> Check:
+    return Check(asks, threshold, source, numbers, cost, strength)
 
 
 CHECKS: dict[str, Check] = {
@@ -66,7 +75,7 @@ CHECKS: dict[str, Check] = {
     "outputs-are-logits": _check(
         "outputs in [0, 1] that sum to 1 are probabilities, and a softmax hides gradients",
         "fail if all lie in [0, 1] and every sum is within 1e-3 of 1",
-        "A", 1,
+        "A", 1, strength=True,
     ),
     "declared-randomness": _check(
         "declared against measured: the same keys, other keys",
@@ -119,25 +128,25 @@ CHECKS: dict[str, Check] = {
     "zero-gradient": _check(
         "share of zero or non-finite input gradients, and the module where they are lost",
         "warn on any zero, fail above 10 % or on any non-finite",
-        "A, P", 5, 9,
+        "A, P", 5, 9, strength=True,
     ),
     "loss-is-alive": _check(
         "the same for the loss that the attack climbs",
         "warn above 10 % zero, fail above 50 %",
-        "A, T", 9, 15,
+        "A, T", 9, 15, strength=True,
     ),
     "gradient-is-useful": _check(
         "a small step along the view's gradient against a random one, judged by the deployed "
         "pipeline",
         "warn below 80 % of samples, fail below 65 %",
-        "C, At", 8, 21,
+        "C, At", 8, 21, strength=True,
     ),
     "gradient-foretells": _check(
         "the change of the deployed pipeline's loss along random directions, as the view's "
         "gradient foretells it and as it happens",
         "correlation: warn below 0.3 by a standard error, fail if by two and below 0.1; size: "
         "warn beyond 10 times, fail beyond 100",
-        "C, F", 8,
+        "C, F", 8, strength=True,
     ),
     "stable-loss": _check(
         "relative change of the loss under random moves of 1e-3",
@@ -153,7 +162,7 @@ CHECKS: dict[str, Check] = {
     "attack-moves": _check(
         "share of images that the attack changed",
         "fail if half of what it could have changed stayed; a minimal attack: warn if all stayed",
-        "C", 9,
+        "C", 9, strength=True,
     ),
     "budget-and-box": _check(
         "the perturbation measured again in float64, and the box [0, 1]",
@@ -168,7 +177,7 @@ CHECKS: dict[str, Check] = {
     "silent-success": _check(
         "samples on which the attack saw a success and returned none",
         "warn on any, fail above 2 %",
-        "P", 11,
+        "P", 11, strength=True,
     ),
     "single-draw-luck": _check(
         "first success seen by the attacker against the mean over held-out draws",
@@ -220,7 +229,7 @@ CHECKS: dict[str, Check] = {
         "samples that attackers without gradients or without knowledge broke and the white box "
         "did not",
         "warn on any, fail above 2 %",
-        "C, A, At", 20, 23,
+        "C, A, At", 20, 23, strength=True,
     ),
     "knowledge-helps": _check(
         "accuracy under an attacker who knows more against one who knows less, paired by sample",
@@ -251,12 +260,12 @@ CHECKS: dict[str, Check] = {
     "random-does-not-win": _check(
         "20 random points of the ball, half of them corners",
         "warn if they break any sample that still stands, fail above 2 %",
-        "At, C", 21,
+        "At, C", 21, strength=True,
     ),
     "iterative-beats-single": _check(
         "one step of the whole budget against the iterative attack",
         "warn above 2 % of the samples (at least 2), fail above 5 %",
-        "C, At", 19,
+        "C, At", 19, strength=True,
     ),
     "zero-budget": _check(
         "the attack at eps = 0",
@@ -266,17 +275,17 @@ CHECKS: dict[str, Check] = {
     "large-budget-breaks": _check(
         "the attack with the whole box as its budget, against handing in another image",
         "fail if it leaves more standing, beyond chance",
-        "C, At, P", 22,
+        "C, At, P", 22, strength=True,
     ),
     "more-steps-do-not-help": _check(
         "twice the steps on what still stands",
         "warn above 2 % of the samples, fail above 5 %",
-        "C", 13,
+        "C", 13, strength=True,
     ),
     "gradients-along-the-path": _check(
         "zero and non-finite gradients on the way, on what still stands",
         "warn above 10 % zero, fail above 50 % zero or on any non-finite",
-        "A, P", 9,
+        "A, P", 9, strength=True,
     ),
     "attack-batch-invariance": _check(
         "the attack on samples one by one and in a batch",
@@ -286,33 +295,33 @@ CHECKS: dict[str, Check] = {
     "logit-shift": _check(
         "the attack on the pipeline with a constant added to all logits",
         "fail if more than one of eight samples is broken on one and not on the other",
-        "F", 18,
+        "F", 18, strength=True,
     ),
     "logit-scale": _check(
         "the attack on the pipeline with logits brought to a spread of one, on what still stands",
         "warn above 2 % of the samples (at least 2), fail above 5 %",
-        "F", 18, 15,
+        "F", 18, 15, strength=True,
     ),
     # --- on request -----------------------------------------------------------------------------
     "more-restarts-do-not-help": _check(
         "two more starts on what still stands",
         "warn above 2 % of the samples (at least 2), fail above 5 %",
-        "C", 13, cost="costly",
+        "C", 13, cost="costly", strength=True,
     ),
     "more-draws-do-not-help": _check(
         "twice the draws per gradient on what still stands",
         "warn above 2 % of the samples (at least 2), fail above 5 %",
-        "C", 13, cost="costly",
+        "C", 13, cost="costly", strength=True,
     ),
     "loss-disagreement": _check(
         "the same attack with cross-entropy, margin and DLR on what still stands",
         "warn above 2 % of the samples (at least 2), fail above 5 %",
-        "T, A", 15, cost="costly",
+        "T, A", 15, cost="costly", strength=True,
     ),
     "black-box-does-not-win": _check(
         "1000 queries of Square on what still stands",
         "warn above 0.2 % of the samples, fail above 2 %",
-        "C, A", 20, cost="costly",
+        "C, A", 20, cost="costly", strength=True,
     ),
     "frozen-randomness": _check(
         "one fixed draw, known to the attacker",
@@ -322,18 +331,18 @@ CHECKS: dict[str, Check] = {
     "equal-budget": _check(
         "m times the steps with one draw each against the steps with m draws",
         "warn above 2 % of the samples (at least 2), fail above 5 %",
-        "G", 26, cost="costly",
+        "G", 26, cost="costly", strength=True,
     ),
     "stand-in-on-undefended": _check(
         "the bare model attacked with gradients that pass through the stand-in",
         "warn if fewer than half of the samples fall, fail if fewer than a tenth",
-        "C", 8, cost="costly",
+        "C", 8, cost="costly", strength=True,
     ),
     "binarisation": _check(
         "two-class heads on the pipeline's features with an adversarial example that is known to "
         "exist: does the attack find it, and a random search not",
         "fail if it finds fewer than 95 %, warn if the random search finds more than half",
-        "Z", 31, cost="costly",
+        "Z", 31, cost="costly", strength=True,
     ),
     "known-broken-controls": _check(
         "the same attack on a bundled classifier, bare and behind JPEG, bit depth and Rand, which "

@@ -5,7 +5,9 @@ Rules:
        pipeline (the same votes, too) within one threat model: the attacks of its norm and goal
        with its budget or less, and no attack at all. Never an average over attacks.
     2. It is an *upper* bound on robust accuracy; nothing is ever called robust.
-    3. A `fail` among the findings withholds the verdict, and the text says which, and why.
+    3. A `fail` among the findings withholds the verdict, and the text says which, and why. But what
+       only doubts the attackers' strength can only mean that a bound is too high; where every bound
+       of that pipeline is zero (less than half a sample stands) it counts as a `warn`.
     4. The grade is F with a `fail`; otherwise A without, B with up to two and C with more `warn`.
        What the budget of the checks did not allow is unknown, and a `warn`: one for each check,
        however many pipelines it would have looked at. So nothing that was not made leads to an A.
@@ -19,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from feint.evaluation.checklist import CHECKS
 from feint.evaluation.findings import Finding
 from feint.evaluation.metrics import Rate
 from feint.evaluation.results import CellResult, by_deployment, worst
@@ -59,6 +62,8 @@ class Verdict:
     grade: str
     withheld: bool
     bounds: tuple[Bound, ...]
+    failed: tuple[str, ...] = ()
+    """The checks that withhold it."""
 
 
 def name_of(model: str, defense: str) -> str:
@@ -130,20 +135,33 @@ def _reason(finding: Finding) -> str:
     return f"{finding.check} failed because, for {finding.subject}, {finding.evidence}."
 
 
+def _fell(finding: Finding, found: Sequence[Bound]) -> bool:
+    """Whether a doubt about the attackers' strength is idle: nothing of its pipeline stands."""
+    check = CHECKS.get(finding.check)
+    if check is None or not check.strength:
+        return False
+    own = [b for b in found if f"{finding.subject},".startswith(f"{name_of(b.model, b.defense)},")]
+    return bool(own) and all(b.worst is not None and b.worst.value * b.worst.n < 0.5 for b in own)
+
+
 def conclude(results: Sequence[CellResult], findings: Sequence[Finding]) -> Verdict:
     """Apply the rules above."""
     found = bounds(results)
     failed: dict[str, Finding] = {}
+    idle: dict[str, Finding] = {}
     for finding in findings:
         if finding.status == "fail":
-            failed.setdefault(finding.check, finding)
+            (idle if _fell(finding, found) else failed).setdefault(finding.check, finding)
     unbounded = [b for b in found if b.worst is None]
-    warned = sum(f.status == "warn" and f.made for f in findings)
+    warned = sum(f.status == "warn" and f.made for f in findings) + len(idle)
     warned += len({f.check for f in findings if not f.made})
     text = "\n".join(map(_sentence, found)) or "No deployed pipeline was attacked: no verdict."
     withheld = bool(failed or unbounded or not found)
+    if idle:
+        why = "\n  ".join(map(_reason, idle.values()))
+        text = f"{text}\nNothing stands, so that this can have made no bound too high: {why}"
     if failed:
         why = "\n  ".join(map(_reason, failed.values()))
         text = f"Not trustworthy: {why}\n{text}"
     grade = "F" if withheld else "A" if warned == 0 else "B" if warned <= 2 else "C"
-    return Verdict(text, grade, withheld, tuple(found))
+    return Verdict(text, grade, withheld, tuple(found), tuple(failed))

@@ -174,11 +174,13 @@ def render(data: ReportData) -> str:
     lanes, drawn = story(data), telling(curves(data))
     papers = _papers(data)
     order = {"fail": 0, "warn": 1, "pass": 2}
-    failed = list(dict.fromkeys(f.check for f in data.findings if f.status == "fail"))
-    failed += [
-        f"no attacker who knows the defense met {words.deployment_words(_key(b))}"
-        for b in data.verdict.bounds
-        if b.worst is None
+    failed = [
+        *data.verdict.failed,
+        *(
+            f"no attacker who knows the defense met {words.deployment_words(_key(b))}"
+            for b in data.verdict.bounds
+            if b.worst is None
+        ),
     ]
     drawn_kinds = {line.scenario for c in drawn for line in c.series}
     shown, made = galleries(data), attackers(data)
