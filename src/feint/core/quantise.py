@@ -39,7 +39,8 @@ def to_uint8(x: Tensor, rounding: Rounding = "nearest") -> Tensor:
         raise ConfigError(
             f"rounding is {rounding!r}; expected 'nearest', 'truncate' or 'torchvision'"
         )
-    return value.clamp_(0, 255).to(torch.uint8)
+    # By way of integers: from floating point to bytes torch has no vectorised code on a CPU.
+    return value.clamp_(0, 255).to(torch.int32).to(torch.uint8)
 
 
 def from_uint8(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor, nn
 
 from feint.core.dct import block_dct, block_idct, soft_round
@@ -44,7 +45,7 @@ _CHROMINANCE = (
     (47, 66, 99, 99, 99, 99, 99, 99),
     *((99,) * 8,) * 4,
 )
-_THREADED = 3 * 64 * 64  # values in an image from which on threads pay
+_THREADED = 3 * 64 * 64  # values in an image from which on threads pay; smaller ones go together
 _FROM_RGB = (  # JFIF: full range, without the offset of 128 for Cb and Cr
     (0.299, 0.587, 0.114),
     (-0.168735892, -0.331264108, 0.5),
@@ -158,28 +159,35 @@ def pillow_jpeg(
     if x.numel() == 0:
         return torch.zeros_like(x)
     x, here = x.detach(), x.device.type == "cpu"
-    # Bytes travel from and to a device in one piece; on the CPU each image is converted by itself,
-    # while it is in the cache.
+    # Bytes travel from and to a device in one piece; on the CPU a few images at a time are
+    # converted, while they are in the cache.
     source = x if here else to_uint8(x, rounding).cpu()
     out = fresh_like(x) if here else torch.empty(x.shape, dtype=torch.uint8)
     each = quality.tolist() if isinstance(quality, Tensor) else [quality] * len(x)
+    step = max(_THREADED // x[0].numel(), 1)
 
-    def code(i: int) -> None:
-        levels = to_uint8(source[i], rounding) if here else source[i]
-        planes = [Image.fromarray(plane) for plane in levels.numpy()]
-        image = planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=each[i], subsampling=subsampling)
-        buffer.seek(0)
-        with Image.open(buffer, formats=("JPEG",)) as decoded:
-            for k, plane in enumerate(decoded.split()):
-                out[i, k] = torch.from_numpy(np.array(plane))
+    def code(begin: int) -> None:
+        some = slice(begin, begin + step)
+        levels = to_uint8(source[some], rounding) if here else source[some]
+        planes = levels.numpy()
+        back = np.empty_like(planes)
+        for picture, coded, q in zip(planes, back, each[some], strict=True):
+            channels = [Image.fromarray(plane) for plane in picture]
+            image = channels[0] if len(channels) == 1 else Image.merge("RGB", channels)
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=q, subsampling=subsampling)
+            buffer.seek(0)
+            with JpegImageFile(buffer) as decoded:
+                values = np.asarray(decoded)
+            for k, plane in enumerate(coded):
+                plane[...] = values if len(coded) == 1 else values[..., k]
+        out[some].copy_(torch.from_numpy(back))
         if here:
-            out[i].div_(255)
+            out[some].div_(255)
 
-    def code_all(images: range) -> None:
-        for i in images:  # Pillow takes one image at a time
-            code(i)
+    def code_all(starts: range) -> None:
+        for begin in starts:
+            code(begin)
 
     # Pillow frees the interpreter lock while it codes; for small images that is too short to help.
     enough = x[0].numel() >= _THREADED
@@ -188,7 +196,7 @@ def pillow_jpeg(
         shares = [range(k, len(x), workers) for k in range(workers)]
         list(_pool(workers, os.getpid()).map(code_all, shares))
     else:
-        code_all(range(len(x)))
+        code_all(range(0, len(x), step))
     return out if here else from_uint8(out.to(x.device), x.dtype)
 
 
