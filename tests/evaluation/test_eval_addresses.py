@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -196,6 +199,41 @@ def samples(n: int = 10, **changes: Any) -> TensorSamples:
     x = images(n)
     fields = {"x": x, "y": predicted(LinearModel(), x), "index": torch.arange(n), "target": None}
     return TensorSamples(Batch(**{**fields, **changes}))
+
+
+def test_documentation_of_a_class_does_not_count(tmp_path: Path) -> None:
+    """Docstrings decide nothing; the same words in an expression do."""
+    text = '''
+from torch import nn
+
+class Front(nn.Module):
+    """{0}
+
+    More.
+    """
+
+    def forward(self, x):
+        """{0}"""
+        note = """{1}"""
+        return x * len(note)
+'''
+
+    def made(*words: str) -> str:
+        file = tmp_path / f"m{len(list(tmp_path.iterdir()))}.py"
+        file.write_text(text.format(*words))
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[file.stem] = module  # where `inspect` looks for it
+        spec.loader.exec_module(module)
+        try:
+            return fingerprint(module.Front())
+        finally:
+            del sys.modules[file.stem]
+
+    assert made("What it does.", "note") == made("It says so otherwise: ü.", "note")
+    assert made("What it does.", "note") != made("What it does.", "other")
 
 
 def test_fingerprints_of_samples() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
+import textwrap
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +44,8 @@ def fingerprint(module: nn.Module | None) -> str:
     """Digest of a module: structure, parameters, buffers, modes, settings and its classes' code.
 
     Settings are the plain attributes of each part (numbers, texts, tuples of them, and tensors with
-    a public name). Code is the source text of each part's class, but for torch's own. What a class
-    calls outside of itself is not seen.
+    a public name). Code is the source text of each part's class without its docstrings, but for
+    torch's own. What a class calls outside of itself is not seen.
     """
     if module is None:
         return ""
@@ -89,6 +91,27 @@ def _source(cls: type) -> str:
     if cls.__module__.partition(".")[0] == "torch":
         return cls.__qualname__
     try:
-        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()
+        return hashlib.sha256(_undocumented(inspect.getsource(cls)).encode()).hexdigest()
     except (OSError, TypeError):  # typed at a prompt, or built by code
         return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _undocumented(source: str) -> str:
+    """A class's text without its docstrings, which decide nothing."""
+    lines = textwrap.dedent(source).splitlines()
+    try:
+        tree = ast.parse("\n".join(lines))
+    except SyntaxError:  # a nested class with a text that starts further left
+        return source
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        first = node.body[0]
+        if ast.get_docstring(node, clean=False) is None or first.end_lineno is None:
+            continue
+        before = lines[first.lineno - 1].encode()[: first.col_offset]
+        after = lines[first.end_lineno - 1].encode()[first.end_col_offset :]
+        if not before.strip() and not after.strip():  # it has its lines for itself
+            for k in range(first.lineno - 1, first.end_lineno):
+                lines[k] = ""
+    return "\n".join(filter(None, lines))
