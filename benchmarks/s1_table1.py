@@ -3,8 +3,10 @@
     python benchmarks/s1_table1.py --model zoo.py:inception_v3 --data images.csv [--limit 200]
 
 Measured chunk by chunk; every chunk is kept under `--work`, so that a run that was stopped, or that
-met its `--limit` in seconds, goes on where it was. Rows whose defense is not registered are named
-as missing. Writes `results/s1_table1.json` and `.md`. Exit code 1 if a row is not complete.
+met its `--limit` in seconds, goes on where it was. Rows that the results hold already for the same
+model, data, samples, draws and seed are not measured again, unless `--again`. Rows whose defense is
+not registered are named as missing. Writes `results/s1_table1.json` and `.md`. Exit code 1 if a row
+is not complete.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ import feint.models
 from feint.core import spec
 from feint.core.registry import DEFENSES
 from feint.defenses import parse
-from feint.evaluation.properties import Properties, measure, summarise
+from feint.evaluation.metrics import Rate
+from feint.evaluation.properties import Mean, Properties, measure, summarise
 from feint.recipes.s1_table1 import CONTROLS, PRESETS, ROWS
+from feint.store.memory import hold_on_to_memory
 from provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -107,6 +111,29 @@ def work_on(
         with np.load(file) as kept:
             parts.append(dict(kept))
     return summarise(parts, expression, draws=args.draws)
+
+
+def measured(file: Path, args: argparse.Namespace) -> dict[str, Properties]:
+    """The rows of an earlier result with the same settings."""
+    if args.again or not file.exists():
+        return {}
+    kept = json.loads(file.read_text())
+    settings = ("samples", "draws", "seed")
+    if any(kept["about"][name] != getattr(args, name) for name in settings) or any(
+        not getattr(args, name).endswith(kept["about"][name]) for name in ("model", "data")
+    ):
+        return {}
+    rates, means = ("clean", "accuracy", "agreement"), ("rms", "ssim", "spread", "gradient")
+    return {
+        text: Properties(
+            **{name: row[name] for name in ("defense", "n", "draws", "model_draws")},
+            **{name: Rate(**row[name]) for name in rates},
+            **{name: Mean(**row[name]) for name in means},
+            fidelity={rule: Mean(**value) for rule, value in row["fidelity"].items()},
+        )
+        for text, row in kept["measured"].items()
+        if row is not None
+    }
 
 
 def cells(p: Properties | None) -> list[str]:
@@ -200,14 +227,20 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds")
     parser.add_argument("--work", type=Path, default=Path("runs/s1_table1"))
     parser.add_argument("--name", default="s1_table1")
+    parser.add_argument("--again", action="store_true", help="rows that are there, too")
     args = parser.parse_args()
+    hold_on_to_memory()
     until = time.monotonic() + args.limit
     args.work.mkdir(parents=True, exist_ok=True)
     model = Remembering(feint.models.load(args.model), args.work)
     data = feint.data.load(args.data, samples=args.samples)
+    earlier = measured(RESULTS / f"{args.name}.json", args)
     found: dict[str, Properties | None] = {}
     for text in expressions():
-        found[text] = None if missing(text) else work_on(text, model, data, args, until)
+        if text in earlier:
+            found[text] = earlier[text]
+        else:
+            found[text] = None if missing(text) else work_on(text, model, data, args, until)
         state = "missing or unfinished" if found[text] is None else found[text].rms
         print(f"{text}: {state}", flush=True)
     if all(p is None for p in found.values()):
