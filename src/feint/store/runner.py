@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -21,8 +19,9 @@ from feint.evaluation.cell import digest
 from feint.evaluation.loop import OnProgress, Progress, compute_unit
 from feint.evaluation.verdict import Verdict, bounds, conclude
 from feint.store import environment
-from feint.store.cache import DiskCache, examples_path, load_examples, load_rows, rows_path
-from feint.store.files import claim, read_json, write_atomic, write_json
+from feint.store.beside import take_over
+from feint.store.cache import DiskCache, load_rows
+from feint.store.files import claim, read_json, write_json
 from feint.store.record import Record
 from feint.store.resolver import Planned, Resolver, Unit, shards
 from feint.store.spec import SCHEMA, RunSpec
@@ -83,7 +82,7 @@ def run(
             record = Record.start(directory, spec, plan, resolver)
         record.check_plan(plan)
         record.begin(spec, environment.describe(spec.device), command)
-        _take_over(record, spec, plan, len(resolver.samples), beside)
+        take_over(record, spec, plan, len(resolver.samples), beside)
         try:
             result = _run(record, spec, plan, resolver, on_progress, begun, checked)
         except KeyboardInterrupt:
@@ -220,54 +219,6 @@ def _existing(directory: Path, spec: RunSpec, resume: bool) -> Record | None:
             "give a new or an empty folder"
         )
     return None
-
-
-def _take_over(
-    record: Record, spec: RunSpec, plan: Sequence[Planned], samples: int, beside: Iterable[Path]
-) -> None:
-    """Link files of other runs: an address says model, data, attack, judge, versions and draws.
-
-    What a unit took there counts here, too.
-    """
-    directory, count = record.directory, -(-samples // spec.shard_size)
-    for other in map(Path, beside):
-        times = _times(other)
-        for planned, shard in product(plan, range(count)):
-            images, rows = (planned.examples, shard), (planned.key, shard)
-            if not examples_path(other, *images).exists():
-                continue
-            try:
-                _, label = load_examples(other, *images)
-                _link(examples_path(other, *images), examples_path(directory, *images))
-                _, judged = load_rows(other, *rows)
-                _, own = load_examples(directory, *images)
-            except DataError:
-                continue  # what is damaged or not there is made anew
-            if judged.facts["examples"] == label.sha256 == own.sha256:
-                _link(rows_path(other, *rows), rows_path(directory, *rows))
-                if rows in times:
-                    record.timed(*rows, times[rows])
-
-
-def _times(directory: Path) -> dict[tuple[str, int], float]:
-    """Seconds that a run's units took; none if its record cannot be read."""
-    try:
-        found = Record.read(directory)
-    except DataError:
-        found = None
-    units = {} if found is None else found.info["timing"]["units"]
-    return {(k, n): t for k, row in units.items() for n, t in enumerate(row) if t is not None}
-
-
-def _link(there: Path, here: Path) -> None:
-    """The same file in another folder, unless there is one."""
-    if here.exists():
-        return
-    here.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(there, here)
-    except OSError:  # another disk, or one without links
-        write_atomic(here, there.read_bytes())
 
 
 def _run(
