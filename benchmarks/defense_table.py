@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from dataclasses import replace
@@ -29,6 +28,7 @@ from feint.core.registry import DEFENSES
 from feint.defenses import Chain, Defense, parse
 from feint.evaluation import Cell, Evaluation
 from feint.store import DataSpec, RunSpec, run
+from feint.store.memory import hold_on_to_memory
 from provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,15 +57,6 @@ def spec_of(cells: list[Cell], args: argparse.Namespace, title: str) -> RunSpec:
 
 def slug(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text).strip("-")
-
-
-def share_examples(source: Path, target: Path) -> None:
-    """The bare classifier's examples, as if this run had made them: addresses are by content."""
-    (target / "examples").mkdir(parents=True, exist_ok=True)
-    for file in (source / "examples").glob("*.safetensors"):
-        place = target / "examples" / file.name
-        if not place.exists():
-            os.link(file, place)
 
 
 def row_of(found: Evaluation, defense: Defense | None) -> dict[str, Any]:
@@ -135,6 +126,7 @@ def main() -> int:
     args = parser.parse_args()
     until = time.monotonic() + args.limit
     torch.set_num_threads(args.threads)
+    hold_on_to_memory()
     plain = f"pgd(steps={args.steps})"
     through = f"pgd(steps={args.white_steps})"
     averaged = f"pgd(gradient=eot({args.eot}), steps={args.white_steps})"
@@ -158,9 +150,8 @@ def main() -> int:
                 replace(own, scenario="gray-box", attack=plain),
                 replace(own, scenario="white-box", attack=attack),
             ]
-            folder = args.work / slug(text)
-            share_examples(bare_folder, folder)
-            rows[text] = row_of(run(spec_of(cells, args, text), folder), defense)
+            found = run(spec_of(cells, args, text), args.work / slug(text), beside=[bare_folder])
+            rows[text] = row_of(found, defense)
         except (FeintError, RuntimeError) as error:
             rows[text] = {"refused": f"{type(error).__name__}: {error}"[:160]}
         shown = {s: percent(rows[text], s) for s in ("none", "gray-box", "white-box")}
