@@ -4,11 +4,11 @@ r"""Every defense before one classifier: clean, gray-box and white-box accuracy,
         --samples 24 --steps 10 --white-steps 20 [--only "fd; fd + rdg"] [--limit 3600]
 
 Gray-box: PGD on the bare classifier, whose examples are made once and judged by every pipeline.
-White-box: PGD through the pipeline, exact forward pass, each part's recommended backward rule, the
-gradient averaged over `--eot` draws where there is randomness; an image is done when it is
-misclassified. Every defense is a run of its own
-under `--work`, resumable at any moment; finished ones are only read. After `--limit` seconds no
-further defense is begun. Writes `results/defense_table.json` and `.md`.
+White-box: PGD through the pipeline, exact forward pass, for each part the backward rule of its
+declared break, the gradient averaged over `--eot` draws where there is randomness; an image is done
+when it is misclassified. Every defense is a run of its own under `--work`, resumable at any moment;
+finished ones are only read. After `--limit` seconds no further defense is begun. Writes
+`results/defense_table.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from feint.core.errors import FeintError
 from feint.core.registry import DEFENSES
 from feint.defenses import Chain, Defense, parse
 from feint.evaluation import Cell, Evaluation
+from feint.evaluation.adaptive import break_rules
+from feint.evaluation.breaks import known_break
 from feint.store import DataSpec, RunSpec, run
 from feint.store.memory import hold_on_to_memory
 from provenance import provenance
@@ -59,6 +61,13 @@ def slug(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text).strip("-")
 
 
+def rules_of(defense: Defense) -> list[str]:
+    """For each part the backward rule of its known break, by name."""
+    parts = defense.members if isinstance(defense, Chain) else (defense,)
+    rules = [(part.name, known_break(part).rule, part.recommended_rule) for part in parts]
+    return [f"{name}: {best if rule == 'default' else rule}" for name, rule, best in rules]
+
+
 def row_of(found: Evaluation, defense: Defense | None) -> dict[str, Any]:
     row: dict[str, Any] = {"seconds": round(found.seconds, 1), "grade": found.verdict.grade}
     for result in found.results:
@@ -66,8 +75,7 @@ def row_of(found: Evaluation, defense: Defense | None) -> dict[str, Any]:
         rate = result.accuracy.as_dict()
         row[cell.scenario] = {**rate, "attack": cell.attack, "draws": result.draws}
     if defense is not None:
-        parts = defense.members if isinstance(defense, Chain) else (defense,)
-        row["rules"] = {part.name: part.recommended_rule for part in parts}
+        row["rules"] = rules_of(defense)
         row["stochastic"] = defense.stochastic
     row["findings"] = [f.as_dict() for f in found.findings if f.as_dict()["status"] != "pass"]
     return row
@@ -86,9 +94,9 @@ def markdown(report: dict[str, Any]) -> str:
         "# Every defense before one classifier",
         "",
         f"Model {about['model']}, {about['samples']} images of {about['data']}, linf "
-        f"{about['eps'] * 255:g}/255. Gray-box: PGD with {about['steps']} steps on the bare model. "
-        f"White-box: {about['white_steps']} steps through the pipeline, the recommended backward "
-        f"rule of every part, {about['eot']} draws a step where there is randomness; "
+        f"{about['eps'] * 255:g}/255. Gray-box: PGD, {about['steps']} steps on the bare model. "
+        f"White-box: {about['white_steps']} steps through the pipeline, for every part the "
+        f"backward rule of its known break, {about['eot']} draws a step if there is randomness; "
         f"stochastic pipelines are judged on {about['judge_draws']} held-out draws. Accuracy in %, "
         "95 % intervals. One attack and one loss: an upper bound on what is left.",
         "",
@@ -99,7 +107,7 @@ def markdown(report: dict[str, Any]) -> str:
         if "refused" in row:
             lines.append(f"| `{text}` | {row['refused']} | | | |")
             continue
-        rules = ", ".join(f"{k}: {v}" for k, v in row.get("rules", {}).items())
+        rules = ", ".join(row.get("rules", []))
         numbers = [percent(row, scenario) for scenario in ("none", "gray-box", "white-box")]
         lines.append(f"| `{text}` | {' | '.join(numbers)} | {rules} |")
     return "\n".join([*lines, "", "```json", json.dumps(about, indent=1), "```", ""])
@@ -148,7 +156,7 @@ def main() -> int:
             cells = [
                 own,
                 replace(own, scenario="gray-box", attack=plain),
-                replace(own, scenario="white-box", attack=attack),
+                replace(own, scenario="white-box", attack=attack, backward=break_rules(defense)),
             ]
             found = run(spec_of(cells, args, text), args.work / slug(text), beside=[bare_folder])
             rows[text] = row_of(found, defense)

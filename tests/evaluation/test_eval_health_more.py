@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from feint.core import random
 from feint.core.quantise import quantise
+from feint.defenses import parse
 from feint.evaluation import Cell, CellResult, Finding, evaluate
 from feint.evaluation.health import across, cells
 from feint.evaluation.health.across import check_across
 from feint.evaluation.health.cells import check_cell
 from feint.evaluation.health.coin import coin_control
-from feint.evaluation.health.differentiable import lost_parts
+from feint.evaluation.health.differentiable import _fidelity, lost_parts
 from feint.evaluation.health.words import attack_words, card, cell_words
 from feint.evaluation.metrics import Rate
 from feint.evaluation.shard import COLUMNS
@@ -430,6 +432,18 @@ def test_noise_that_drowns_the_gradient_only_matters_where_something_stands() ->
     assert _signal(first, second, "m", left=0.0).status == "pass"
     assert _signal(first, first, "m", left=0.5).status == "pass"
     assert _signal(0 * first, first, "m", left=0.5).status == "pass"
+
+
+def test_rules_part_by_part() -> None:
+    """Oracle: of a chain, one rule for all parts is the same rule named for each of them."""
+    x, _ = near(0.0, 0.2)
+    chain = parse("fd + bit_depth(bits=3)")
+    found = []
+    for backward in ("identity", "identity + identity", "identity + default"):
+        cell = Cell("white-box", "m", defense="d", attack="pgd(steps=2)", backward=backward)
+        keys = random.keys(0, len(x))
+        found.append(_fidelity(chain, cell, x, keys, "m").evidence)
+    assert found[0] == found[1] != found[2]
 
 
 def test_stand_ins() -> None:

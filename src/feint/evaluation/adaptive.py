@@ -15,7 +15,7 @@ from feint.defenses.chain import Chain
 from feint.evaluation.attackers import EOT_DRAWS, parse_attack
 from feint.evaluation.breaks import known_break
 
-__all__ = ["Candidate", "candidates", "rule_options"]
+__all__ = ["Candidate", "break_rules", "candidates", "rule_options"]
 
 MOST_RULES = 6
 """Backward rules that the search tries at most, one part's at a time."""
@@ -59,6 +59,12 @@ def rule_options(defense: Defense | None) -> list[str]:
                 chosen = {i: rule for i, part in enumerate(parts) if part.name == name}
                 options.append(_text(parts, chosen))
     return options
+
+
+def break_rules(defense: Defense) -> str:
+    """The backward rules of all parts' declared breaks, as a cell writes them."""
+    parts = members(defense)
+    return _text(parts, {i: known_break(part).rule for i, part in enumerate(parts)})
 
 
 def candidates(
@@ -160,8 +166,7 @@ def _breaks(defense, options, draws, steps, ascent, add) -> None:  # type: ignor
     known = [known_break(part) for part in parts]
     if not known:
         return
-    chosen = {i: b.rule for i, b in enumerate(known) if b.rule != "default"}
-    rules = _text(parts, chosen) if options else "default"
+    rules = break_rules(defense) if options else "default"
     count = max(b.draws for b in known)
     count = count if draws is None else min(count, max(draws, EOT_DRAWS))
     length = max(steps, *(b.steps for b in known))
@@ -191,7 +196,7 @@ def _declared(parts: tuple[Defense, ...], name: str, rule: str) -> bool:
 def _text(parts: tuple[Defense, ...], chosen: dict[int, str]) -> str:
     """Rules of all parts as a cell writes them; `"default"` where they are the recommended ones."""
     rules = [
-        "default" if chosen.get(i, part.recommended_rule) == part.recommended_rule else chosen[i]
+        "default" if chosen.get(i, "default") == part.recommended_rule else chosen.get(i, "default")
         for i, part in enumerate(parts)
     ]
     if all(rule == "default" for rule in rules):

@@ -61,6 +61,16 @@ class Cell:
                 + ("needs a source model (--source SPEC)" if not self.source else "has no source")
             )
 
+    @property
+    def rules(self) -> str | list[str | None] | None:
+        """`backward` as defenses take it: None is their own choice, a list has one per part."""
+        if self.backward == "default":
+            return None
+        if "+" not in self.backward:
+            return self.backward
+        named = [rule.strip() for rule in self.backward.split("+")]
+        return [None if rule == "default" else rule for rule in named]
+
     def spec(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self)

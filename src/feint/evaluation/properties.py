@@ -323,21 +323,24 @@ def _derivatives(defense: Defense, x: Tensor, keys: Tensor) -> dict[str, Tensor]
         little = double.replay(x + SMALL * sign, params) - here
         much = double.replay(x + BUDGET * sign, params) - here
     found = {"gradient": _foretold(double, x, params, SMALL * sign, little)}
+    parts = double.members if isinstance(double, Chain) else [double]
     for rule in double.backward_rules():
         with torch.no_grad():
-            found[f"fidelity {rule}"] = _cosine(_pushed(double, rule, x, params, sign), much)
+            pushed = _pushed(double, choose_rules(parts, rule), x, params, sign)
+            found[f"fidelity {rule}"] = _cosine(pushed, much)
     return found
 
 
-def _pushed(defense: Defense, rule: str, x: Tensor, params: Params, direction: Tensor) -> Tensor:
-    """Derivative of the rule's stand-in along a direction; of a chain, part by part."""
+def _pushed(
+    defense: Defense, rules: Sequence[str], x: Tensor, params: Params, direction: Tensor
+) -> Tensor:
+    """Derivative of the rules' stand-ins along a direction, part by part; one rule for each."""
     if isinstance(defense, Chain):
-        rules = choose_rules(defense.members, rule)
         for part, own, name in zip(defense.members, defense.split(params), rules, strict=True):
-            direction = _pushed(part, name, x, own, direction)
+            direction = _pushed(part, [name], x, own, direction)
             x = part.replay(x, own)
         return direction
-    stand_in = defense.stand_in(rule)
+    stand_in = defense.stand_in(rules[0])
     with defense.precision(x):
         up, down = (stand_in(x + s * _FINE * direction, params) for s in (1, -1))
     return (up - down) / (2 * _FINE)

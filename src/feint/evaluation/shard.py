@@ -187,7 +187,7 @@ class Subject:
             if cell.attack != "none" and not parse_attack(cell.attack).needs_gradient:
                 return pipeline
             if cell.backward != "default":
-                return pipeline.view(_rules(cell.backward))
+                return pipeline.view(cell.rules)
             try:
                 return pipeline.view()
             except UnknownNameError as error:
@@ -231,13 +231,6 @@ class Subject:
         """The model behind those parts of the defense that are differentiable."""
         kept = None if self.defense is None else differentiable_parts(self.defense)
         return Pipeline(self.model, kept).view()
-
-
-def _rules(text: str) -> str | list[str | None]:
-    """A rule, or one per part of a chain: `"aligned + exact"`, where `default` leaves it open."""
-    if "+" not in text:
-        return text
-    return [None if rule.strip() == "default" else rule.strip() for rule in text.split("+")]
 
 
 def attack_shard(cell: Cell, subject: Subject, batch: Batch, batch_size: int) -> Attacked:

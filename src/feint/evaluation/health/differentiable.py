@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from feint.core import random
 from feint.core.gradients import call
-from feint.defenses.base import Defense
+from feint.defenses.base import Defense, choose_rules
 from feint.defenses.chain import Chain
 from feint.evaluation.cell import Cell
 from feint.evaluation.findings import Finding
@@ -162,15 +162,14 @@ def _wrong(given: list[Tensor], output: Tensor) -> str | None:
 def _fidelity(defense: Defense, cell: Cell, x: Tensor, keys: Tensor, name: str) -> Finding:
     """How much of a change by ±8/255 the rule in use foretells; in float64, inside of the box."""
     double = copy.deepcopy(defense).double()
-    # A chain spreads one rule over its members by itself; None is each member's own choice.
-    named = None if cell.backward == "default" else cell.backward
-    rule = named if isinstance(double, Chain) else named or double.recommended_rule
+    parts = double.members if isinstance(double, Chain) else [double]
+    rules = choose_rules(parts, cell.rules)
     x = 0.05 + 0.9 * x.double()
     params = double.sample(x, random.fold(keys, "fidelity draw"))
     sign = 2.0 * random.integers(random.fold(keys, "fidelity"), 0, 2, x.shape[1:]) - 1
     with torch.no_grad():
         happens = double.replay(x + BUDGET * sign, params) - double.replay(x, params)
-        foretold = _pushed(double, rule, x, params, sign)  # type: ignore[arg-type]
+        foretold = _pushed(double, rules, x, params, sign)
     cosine = float(_cosine(foretold, happens).mean())
     evidence = (
         f"of a random change by ±8/255 in front of {defense}, its stand-in foretells the direction "
@@ -178,6 +177,6 @@ def _fidelity(defense: Defense, cell: Cell, x: Tensor, keys: Tensor, name: str) 
     )
     if not isinstance(double, Chain):
         with torch.no_grad():
-            apart = (double.stand_in(str(rule))(x, params) - double.replay(x, params)).square()
+            apart = (double.stand_in(rules[0])(x, params) - double.replay(x, params)).square()
         evidence += f"; the two are {float(apart.mean().sqrt()):.2g} apart (rms)"
     return Finding("stand-in-fidelity", "warn" if cosine < FAITHFUL else "pass", name, evidence)
