@@ -437,7 +437,7 @@ def test_noise_that_drowns_the_gradient_only_matters_where_something_stands() ->
 def test_rules_part_by_part() -> None:
     """Oracle: of a chain, one rule for all parts is the same rule named for each of them."""
     x, _ = near(0.0, 0.2)
-    chain = parse("fd + bit_depth(bits=3)")
+    chain = parse("median + median(size=3)")
     found = []
     for backward in ("identity", "identity + identity", "identity + default"):
         cell = Cell("white-box", "m", defense="d", attack="pgd(steps=2)", backward=backward)
