@@ -87,11 +87,11 @@ class JPEG(Defense):
         ConfigError: If `subsampling` is unknown.
         ShapeError: If there are neither one nor three channels.
 
-    Cost: One run of libjpeg per image, spread over the threads: 1.5 % of the time of a ResNet-50
-        forward pass at 224 and 299 px, 4 to 7 % at 32 px. In batches of 64 that is 1.2 to 1.6 times
-        as fast as ART per core (CPU time, `benchmarks/results/defenses.md`), and not more, because
-        most of it is the same compiled codec; the rest there is to gain are the other cores. The
-        surrogate's forward and backward pass take about six times as long.
+    Cost: One run of libjpeg per image, spread over the threads: 1.3 to 1.6 % of the time of a
+        ResNet-50 forward pass at 224 and 299 px, 5 % at 32 px. In batches of 64 on two threads that
+        is 1.0 (32 px) to 1.5 times (299 px) as fast as ART (`benchmarks/results/defenses.md`), and
+        not more, because most of it is the same compiled codec, and Pillow's own Python code around
+        it. The surrogate's forward and backward pass take about six times as long.
 
     Example:
         >>> import torch
