@@ -1,9 +1,10 @@
-"""Write `docs/results.md` from `results/PAPER/TABLE.json`, the recipes, and `results_page.yaml`.
+"""Write `docs/results.md`, and a page for each paper in `docs/results/`.
 
-Every number on the page is read from a result; the words around them are in the YAML file.
+Every number is read from `results/PAPER/TABLE.json`, what was to be measured from the recipes; the
+words around them are in `results_page.yaml`.
 
-    python tools/make_results_page.py           rewrite the page
-    python tools/make_results_page.py --check   exit 1 if it is out of date
+    python tools/make_results_page.py           rewrite the pages
+    python tools/make_results_page.py --check   exit 1 if one is out of date
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parent.parent
+UP = "../../"  # from a paper's page to the root
 ORDER = ("ace", "qiu", "pixel_deflection", "s2snet", "prm")
 ANSWERS = {
     "holds": "What holds",
     "fails": "What does not hold",
     "undecided": "What our numbers cannot decide",
 }
+HEAD = "<!-- written by tools/make_results_page.py; do not edit -->"
 _LOOKUP = re.compile(r"\[\[(.+?)\]\]")
 
 
@@ -100,12 +103,12 @@ def filled(text: str, shelf: Shelf) -> str:
     return _LOOKUP.sub(look, text)
 
 
-def link(name: str, text: str = "") -> str:
-    """To a result's page."""
-    return f"[{text or '`' + name + '`'}](../results/{name}.md)"
+def link(name: str, up: str, text: str = "") -> str:
+    """To a result's page, from a folder that is `up` below the root."""
+    return f"[{text or '`' + name + '`'}]({up}results/{name}.md)"
 
 
-def key_numbers(rows: list[dict[str, Any]], shelf: Shelf) -> list[str]:
+def key_numbers(rows: list[dict[str, Any]], shelf: Shelf, up: str) -> list[str]:
     """The table of a paper's key numbers."""
     lines = ["| | published | ours | who knows of it | from |", "|---|---|---|---|---|"]
     for row in rows:
@@ -116,7 +119,7 @@ def key_numbers(rows: list[dict[str, Any]], shelf: Shelf) -> list[str]:
             continue
         share = entry["unit"] == "share"
         cells = (published(entry), number(entry["ours"], share), number(entry["adaptive"], share))
-        lines.append(f"| {row['what']} | {' | '.join(cells)} | {link(name)} |")
+        lines.append(f"| {row['what']} | {' | '.join(cells)} | {link(name, up)} |")
     return lines
 
 
@@ -143,10 +146,24 @@ def verdicts(paper: str, shelf: Shelf) -> list[str]:
     return lines
 
 
+def answers(paper: str, shelf: Shelf) -> list[str]:
+    """The paper's claims in a word each: holds, fails, undecided."""
+    found = []
+    for answer in ANSWERS:
+        for name, result in shelf.results.items():
+            found += [
+                f"- *{answer}*: {claim['say']} ({link(name, '../', result['place'])})"
+                for claim in result["claims"]
+                if (claim["answer"], claim["by"]) == (answer, "paper")
+                and name.partition("/")[0] == paper
+            ]
+    return ["**What of the paper's words holds**", "", *found] if found else []
+
+
 def _claim(claim: dict[str, str], name: str, result: dict[str, Any], answer: bool = False) -> str:
     told = f"*{claim['answer']}*: " if answer else ""
     evidence = " ".join(claim["evidence"].split())
-    return f"- {told}{claim['say']} {link(name, result['place'])}: {evidence}."
+    return f"- {told}{claim['say']} {link(name, UP, result['place'])}: {evidence}."
 
 
 def tables(paper: str, shelf: Shelf) -> list[str]:
@@ -171,9 +188,19 @@ def tables(paper: str, shelf: Shelf) -> list[str]:
         left = sum("lacks" in entry for entry in result["entries"])
         scale = result["scale"] + (f", {left} cells left out" if left else "")
         failed = ", ".join(result["checks"]["failed"]) or "–"
-        figure = f"../results/{name}.png" if recipe.get("drawing") else ""
-        more = f" ([figure]({figure}))" if figure else ""
-        lines.append(f"| {link(name)}{more} | {what} | {scale} | {hits} | {failed} |")
+        lines.append(f"| {link(name, UP)} | {what} | {scale} | {hits} | {failed} |")
+    return lines
+
+
+def figures(paper: str, shelf: Shelf) -> list[str]:
+    """Every figure that was measured, with what it shows."""
+    lines = []
+    for name, recipe in shelf.recipes.items():
+        result = shelf.results.get(name)
+        if name.partition("/")[0] != paper or result is None or not recipe.get("drawing"):
+            continue
+        lines += [f"### {result['place']}: {recipe['title']}", ""]
+        lines += [f"[![{recipe['title']}]({UP}results/{name}.png)]({UP}results/{name}.md)", ""]
     return lines
 
 
@@ -192,16 +219,18 @@ def overview(shelf: Shelf) -> list[str]:
         claims = [c["answer"] for r in done for c in r["claims"] if c["by"] == "paper"]
         counts = " / ".join(str(claims.count(a)) for a in ("holds", "undecided", "fails"))
         hits = f"{hit} of {known}" if known else "–"
-        lines.append(f"| [{paper}](#{paper}) | {len(done)} of {len(names)} | {hits} | {counts} |")
+        lines.append(
+            f"| [{paper}](results/{paper}.md) | {len(done)} of {len(names)} | {hits} | {counts} |"
+        )
     return lines
 
 
-def page(root: Path = ROOT) -> str:
-    """The whole page."""
+def pages(root: Path = ROOT) -> dict[str, str]:
+    """The text of every page by its path."""
     shelf = Shelf(root)
     words = yaml.safe_load((root / "tools" / "results_page.yaml").read_text(encoding="utf-8"))
     lines = [
-        "<!-- written by tools/make_results_page.py; do not edit -->",
+        HEAD,
         "# What of the five papers holds",
         "",
         "Every table and figure is one recipe (`feint reproduce --list`); its committed result is "
@@ -217,29 +246,37 @@ def page(root: Path = ROOT) -> str:
         *overview(shelf),
         "",
     ]
+    found = {}
     for paper in ORDER:
         own = words[paper]
-        lines += [f'<a id="{paper}"></a>', f"## {own['heading']}", "", own["idea"], ""]
-        lines += [*key_numbers(own["key"], shelf), ""]
-        lines += verdicts(paper, shelf)
-        lines += ["**Why**", ""]
-        lines += [f"- {filled(text, shelf)}" for text in own["why"]]
-        lines += ["", *tables(paper, shelf), ""]
-    return "\n".join(lines)
+        why = ["**Why**", "", *(f"- {filled(text, shelf)}" for text in own["why"]), ""]
+        lines += [f"## {own['heading']}", "", own["idea"], ""]
+        lines += [*key_numbers(own["key"], shelf, "../"), "", *why]
+        lines += [*answers(paper, shelf), ""]
+        more = f"[this paper's page](results/{paper}.md)"
+        lines += [f"The evidence, and every table and figure: {more}.", ""]
+        alone = [HEAD, f"# {own['heading']}", "", own["idea"], ""]
+        alone += ["How to read it: [what of the five papers holds](../results.md).", ""]
+        alone += [*key_numbers(own["key"], shelf, UP), "", *verdicts(paper, shelf), *why]
+        alone += ["## Tables and figures", "", *tables(paper, shelf), "", *figures(paper, shelf)]
+        found[f"docs/results/{paper}.md"] = "\n".join(alone)
+    return {"docs/results.md": "\n".join(lines), **found}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 if the page is out of date")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a page is out of date")
     arguments = parser.parse_args()
-    target, text = ROOT / "docs" / "results.md", page()
-    if arguments.check:
-        same = target.exists() and target.read_text(encoding="utf-8") == text
-        if not same:
-            print(f"{target.name} is out of date: run python tools/make_results_page.py")
-        return 0 if same else 1
-    target.write_text(text, encoding="utf-8")
-    return 0
+    stale = 0
+    for name, text in pages().items():
+        target = ROOT / name
+        if not arguments.check:
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        elif not target.exists() or target.read_text(encoding="utf-8") != text:
+            print(f"{name} is out of date: run python tools/make_results_page.py")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`docs/results.md` is what `tools/make_results_page.py` writes from the committed results.
+"""The pages of results are what `tools/make_results_page.py` writes from the committed results.
 
 Oracles: the results themselves; a result by hand whose numbers must appear as they are.
 """
@@ -25,20 +25,25 @@ def tool():
     return module
 
 
-def test_the_page_is_in_step_with_the_results(tool):
-    """If this fails: python tools/make_results_page.py, and commit docs/results.md."""
-    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == tool.page()
+def test_the_pages_are_in_step_with_the_results(tool):
+    """If this fails: python tools/make_results_page.py, and commit the pages."""
+    for name, text in tool.pages().items():
+        assert (ROOT / name).read_text(encoding="utf-8") == text, name
 
 
 def test_every_recipe_has_its_line(tool):
-    page = tool.page()
+    pages = tool.pages()
     for name in list_recipes():
-        assert f"`{name}`" in page, name
+        assert f"`{name}`" in pages[f"docs/results/{name.partition('/')[0]}.md"], name
 
 
 def test_every_link_leads_to_a_file(tool):
-    for target in re.findall(r"\]\(\.\./(results/[^)]+)\)", tool.page()):
-        assert (ROOT / target).is_file(), target
+    found = 0
+    for name, text in tool.pages().items():
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            assert ((ROOT / name).parent / target).is_file(), (name, target)
+            found += 1
+    assert found > 50
 
 
 def test_results_are_of_recipes_that_exist_and_none_is_a_smoke_test():
@@ -71,9 +76,10 @@ def _result(**changes):
 
 def test_numbers_come_from_the_result(tool, tmp_path):
     root = _copy(tmp_path)
-    empty = tool.page(root)
-    assert "hold / undecided / fail" in empty
-    assert "| [prm](#prm) | 0 of 7 | – | 0 / 0 / 0 |" in empty
+    front, own = "docs/results.md", "docs/results/prm.md"
+    empty = tool.pages(root)
+    assert "hold / undecided / fail" in empty[front]
+    assert "| [prm](results/prm.md) | 0 of 7 | – | 0 / 0 / 0 |" in empty[front]
     (root / "results" / "prm").mkdir(parents=True)
     entry = {
         "labels": {"images": "CIFAR-10", "pixels": "bottom", "share": "0.5"}, "unit": "share",
@@ -82,14 +88,17 @@ def test_numbers_come_from_the_result(tool, tmp_path):
     }  # fmt: skip
     file = root / "results" / "prm" / "image3.json"
     file.write_text(json.dumps(_result(entries=[entry])))
-    page = tool.page(root)
-    assert "| 75 % | 81.2 % [57, 93] | 0.0 % [0, 19] | [`prm/image3`]" in page
-    assert "| [prm](#prm) | 1 of 7 | 1 of 3 | 0 / 0 / 1 |" in page
-    assert "What does not hold" in page
-    assert "- It rains. [S4, image 4](../results/prm/image3.md): 3 of 4." in page
-    assert "- *holds*: It snows." in page
-    assert "loss-is-alive" in page
-    assert page.count("no result committed yet") == empty.count("no result committed yet") - 1
+    pages = tool.pages(root)
+    for page in (pages[front], pages[own]):
+        assert "| 75 % | 81.2 % [57, 93] | 0.0 % [0, 19] | [`prm/image3`]" in page
+    assert "| [prm](results/prm.md) | 1 of 7 | 1 of 3 | 0 / 0 / 1 |" in pages[front]
+    assert "- *fails*: It rains. ([S4, image 4](../results/prm/image3.md))" in pages[front]
+    assert "What does not hold" in pages[own]
+    assert "- It rains. [S4, image 4](../../results/prm/image3.md): 3 of 4." in pages[own]
+    assert "- *holds*: It snows." in pages[own]
+    assert "loss-is-alive" in pages[own]
+    left = [p[own].count("no result committed yet") for p in (empty, pages)]
+    assert left[1] == left[0] - 1
     text = (
         "Half: [[prm/image3; CIFAR-10; bottom; 0.5; ours]]; [[prm/image3; CIFAR-10; top; 0; ours]]."
     )
@@ -110,4 +119,4 @@ def test_a_smoke_test_is_no_result(tool, tmp_path):
     (root / "results" / "prm").mkdir(parents=True)
     (root / "results" / "prm" / "image3.json").write_text(json.dumps(_result(scale="smoke")))
     with pytest.raises(SystemExit, match="smoke"):
-        tool.page(root)
+        tool.pages(root)
