@@ -234,7 +234,7 @@ def measure(
     ours_, theirs = rows["feint"], rows["model"]
     ours_["share"] = ours_["seconds_per_image"] / theirs["seconds_per_image"]
     ours_["share_cpu"] = ours_["cpu_seconds_per_image"] / theirs["cpu_seconds_per_image"]
-    return {"rows": rows, "missing": missing}
+    return {"note": args.note, "rows": rows, "missing": missing}
 
 
 def verdicts(cells: dict[str, Any], side: int, batch: int) -> list[dict[str, Any]]:
@@ -273,13 +273,18 @@ def largest(cells: dict[str, Any]) -> tuple[int, int]:
     return max(map(int, sides)), max(map(int, batches))
 
 
+def raised(n: int) -> str:
+    """The mark of a note."""
+    return str(n).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def markdown(report: dict[str, Any]) -> str:
     about = report["about"]
     lines = [
         "# Defenses: speed",
         "",
         f"Model {about['model']}; {about['cpu']}, {about['threads']} threads, torch "
-        f"{about['versions']['torch']}. {about['note']}".rstrip(),
+        f"{about['versions']['torch']}.",
         "",
         "Share: the defense's time over the model's forward pass on the same images, wall clock "
         "(CPU time in brackets). Contestants: how many times as fast Feint is per image.",
@@ -287,8 +292,11 @@ def markdown(report: dict[str, Any]) -> str:
         "| defense | px | batch | images/s | share of the model | against |",
         "|---|---|---|---|---|---|",
     ]
+    notes = list(dict.fromkeys(c["note"] for c in report["cells"].values() if c.get("note")))
     for key, cell in report["cells"].items():
         text, side, batch = key.split(" | ")
+        if cell.get("note"):
+            batch += raised(notes.index(cell["note"]) + 1)
         if "rows" not in cell:
             lines.append(f"| `{text}` | {side} | {batch} | {cell['refused']} | | |")
             continue
@@ -303,6 +311,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"| `{text}` | {side} | {batch} | {row['images_per_second']:.1f} "
             f"| {row['share']:.1%} ({row['share_cpu']:.1%}) | {', '.join(against)} |"
         )
+    lines += ["", *(f"{raised(n)} {note}" for n, note in enumerate(notes, 1))]
     lines += ["", "| target | wall | CPU | |", "|---|---|---|---|"]
     for v in report["targets"]:
         numbers = ["–" if v[k] is None else f"{v[k]:.3g}" for k in ("value", "cpu")]
@@ -331,7 +340,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cell-limit", type=float, default=60, help="seconds, about")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds in all, about")
-    parser.add_argument("--note", default="")
+    parser.add_argument("--note", default="", help="what the machine was doing, say")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS / "defenses.json")
     args = parser.parse_args()
