@@ -172,14 +172,18 @@ def _bars(found: Reproduction, wanted: Drawing) -> Figure:
         theirs = [
             scale * e.point.published if e.point.published is not None else np.nan for e in line
         ]
-        low, middle, high = _ends([e.ours for e in line], scale)
-        _, knowing, _ = _ends([e.adaptive for e in line], scale)
-        if np.isfinite(theirs).any():
-            axes.bar(at - 0.27, theirs, 0.26, color="#d9b979", label="published")
-        axes.bar(at, middle, 0.26, color=COLORS[0], label="ours")
-        axes.errorbar(at, middle, [middle - low, high - middle], fmt="none", ecolor=INK, lw=0.8)
-        if np.isfinite(knowing).any():
-            axes.bar(at + 0.27, knowing, 0.26, color=COLORS[1], label="adaptive")
+        missing = np.full(len(line), np.nan)
+        for name, place, color, (low, middle, high) in (
+            ("published", at - 0.27, "#d9b979", (missing, np.array(theirs), missing)),
+            ("ours", at, COLORS[0], _ends([e.ours for e in line], scale)),
+            ("adaptive", at + 0.27, COLORS[1], _ends([e.adaptive for e in line], scale)),
+        ):
+            if np.isfinite(middle).any():
+                axes.bar(place, middle, 0.26, color=color, label=name)
+                # A cap, so that nothing left looks otherwise than nothing measured.
+                axes.hlines(middle, place - 0.13, place + 0.13, color=color, lw=1.8, zorder=2)
+                spread = np.array([middle - low, high - middle])
+                axes.errorbar(place, middle, spread, fmt="none", ecolor=INK, lw=0.8, zorder=3)
         axes.set_xticks(at, [plain(text) for text in labels])
         if slanted:
             axes.tick_params(axis="x", rotation=20)
@@ -189,7 +193,8 @@ def _bars(found: Reproduction, wanted: Drawing) -> Figure:
         axes.set_axisbelow(True)
         if scale == 100:
             axes.set_ylim(0, 103)
-    grid[0, 0].legend(fontsize=7, frameon=False)
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=3, fontsize=7.5, frameon=False)
     grid[0, 0].set_ylabel(unit, fontsize=8)
     return figure
 
