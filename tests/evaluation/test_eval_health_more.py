@@ -239,6 +239,18 @@ def test_an_attack_that_sees_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["attack-batch-invariance"].status == "fail"
 
 
+def test_rounding_is_no_batch_mate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of gradients that nearly vanish hang on the size of the batch, but not in float64."""
+
+    def rounded(model: Any, x: Tensor, y: Tensor, *, eps: float = 0.1, seed: Any = 0) -> Tensor:
+        lost = x.dtype == torch.float32 and len(x) == 1
+        return (x - eps if lost else x + eps).clamp(0, 1)
+
+    found = run(LinearModel(), *near(0.0, 0.2), plant(monkeypatch, "rounded", rounded))
+    assert found["attack-batch-invariance"].status == "pass"
+    assert "in float64 0 %" in found["attack-batch-invariance"].evidence
+
+
 def test_one_step_that_beats_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps far too small: the single step of the whole budget wins."""
     x, y = near(0.02, 0.04)
