@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
@@ -28,6 +30,8 @@ from feint.store.files import write_atomic
 
 __all__ = ["Rendered", "number_words", "write"]
 
+_NARROW = 6
+"""Width that is left to a label in a narrow terminal."""
 _SIGN = {True: "hit", False: "miss", None: ""}
 _STYLE = {True: "green", False: "yellow", None: ""}
 _ANSWER = {"holds": "green", "fails": "bold red", "undecided": "yellow"}
@@ -72,6 +76,15 @@ def _row(entry: Entry, known: bool) -> list[str]:
     return [*row, number_words(entry.adaptive, entry.share)] if known else row
 
 
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+
+
+def _space(widths: Sequence[int]) -> int:
+    """What columns of these widths take, with the gaps between them."""
+    return sum(widths) + 3 * (len(widths) - 1)
+
+
 def _units(found: Reproduction) -> str:
     kinds = {e.share for e in found.entries}
     if kinds == {True}:
@@ -114,30 +127,43 @@ class Rendered:
         found, recipe = self.found, self.found.recipe
         yield Text(f"{recipe.place}: {recipe.title}", style="bold")
         yield Text(f"{recipe.name}, scale {found.scale}: {recipe.scales[found.scale].about}")
-        axes = list(recipe.axes)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         known = _knows(found)
-        for name in axes:
-            table.add_column(escape(name), min_width=min(10, max(len(name), 3)), overflow="fold")
-        table.add_column("published", justify="right", no_wrap=True, min_width=9)
-        table.add_column("ours [95 %]", justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        if known:
-            table.add_column("adaptive [95 %]", justify="right", no_wrap=True, style="red")
-        before: tuple[str, ...] = ()
-        for entry in found.entries:
-            labels, row = entry.point.labels, _row(entry, known)
-            for place in range(len(labels) - 1):
-                if labels[: place + 1] == before[: place + 1]:
-                    row[place] = ""
-            if before and labels[:-2] != before[:-2]:
-                table.add_section()
-            before = labels
-            sign = len(axes) + 2
-            cells = [Text(text) for text in row]
-            cells[sign].stylize(_STYLE[entry.hit])
-            table.add_row(*cells)
-        yield table
+        # The last two axes are columns, or the last one if there is no room; those before them
+        # head a part of the table each.
+        for labels in (2, 1):
+            deep = max(len(recipe.axes) - labels, 0)
+            labels = len(recipe.axes) - deep
+            head = _head(list(recipe.axes)[deep:], found)
+            rows = [(e, _row(e, known)[deep:]) for e in found.entries]
+            widths = _widths([head, *(row for _, row in rows)])
+            if _space(widths) <= options.max_width:
+                break
+        while _space(widths) > options.max_width and max(widths[:labels]) > _NARROW:
+            widths[widths.index(max(widths[:labels]))] -= 1
+        first = True
+        for heading, part in groupby(rows, lambda pair: pair[0].point.labels[:deep]):
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=first)
+            first = False
+            for place, (name, width) in enumerate(zip(head, widths, strict=True)):
+                left = place < labels or not name
+                table.add_column(
+                    escape(name),
+                    width=width,
+                    overflow="fold",
+                    justify="left" if left else "right",
+                    style="red" if known and place == len(head) - 1 else None,
+                )
+            before = ""
+            for entry, row in part:
+                cells = [Text(text) for text in row]
+                if labels > 1 and row[0] == before:
+                    cells[0] = Text("")
+                before = row[0]
+                cells[labels + 2].stylize(_STYLE[entry.hit])
+                table.add_row(*cells)
+            if heading:
+                yield Text("\n" + ", ".join(heading), style="bold")
+            yield table
         for text in _lacking(found):
             yield Text(f"left out: {text}", style="yellow")
         for claim in found.claims:
