@@ -76,13 +76,22 @@ def _row(entry: Entry, known: bool) -> list[str]:
     return [*row, number_words(entry.adaptive, entry.share)] if known else row
 
 
-def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+def _layout(found: Reproduction, room: int) -> tuple[int, list[int]]:
+    """How many of the last axes are columns, two if there is room, and the width of every column.
 
-
-def _space(widths: Sequence[int]) -> int:
-    """What columns of these widths take, with the gaps between them."""
-    return sum(widths) + 3 * (len(widths) - 1)
+    If there is no room for one axis either, its labels are folded.
+    """
+    axes, known = list(found.recipe.axes), _knows(found)
+    rows = [_head(axes, found), *(_row(e, known) for e in found.entries)]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    labels = min(len(axes), 2)
+    widths = widths[len(axes) - labels :]
+    gaps = 3 * (len(widths) - 1) + 2  # the box has edges, too
+    if labels == 2 and sum(widths) + gaps > room:
+        labels, widths, gaps = 1, widths[1:], gaps - 3
+    if sum(widths) + gaps > room:
+        widths[0] = max(_NARROW, widths[0] - (sum(widths) + gaps - room))
+    return labels, widths
 
 
 def _units(found: Reproduction) -> str:
@@ -128,22 +137,12 @@ class Rendered:
         yield Text(f"{recipe.place}: {recipe.title}", style="bold")
         yield Text(f"{recipe.name}, scale {found.scale}: {recipe.scales[found.scale].about}")
         known = _knows(found)
-        # The last two axes are columns, or the last one if there is no room; those before them
-        # head a part of the table each.
-        for labels in (2, 1):
-            deep = max(len(recipe.axes) - labels, 0)
-            labels = len(recipe.axes) - deep
-            head = _head(list(recipe.axes)[deep:], found)
-            rows = [(e, _row(e, known)[deep:]) for e in found.entries]
-            widths = _widths([head, *(row for _, row in rows)])
-            if _space(widths) <= options.max_width:
-                break
-        while _space(widths) > options.max_width and max(widths[:labels]) > _NARROW:
-            widths[widths.index(max(widths[:labels]))] -= 1
-        first = True
-        for heading, part in groupby(rows, lambda pair: pair[0].point.labels[:deep]):
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=first)
-            first = False
+        labels, widths = _layout(found, options.max_width)
+        deep = len(recipe.axes) - labels  # those before the labels' axes head a part each
+        head = _head(list(recipe.axes)[deep:], found)
+        parts = groupby(found.entries, lambda e: e.point.labels[:deep])
+        for number, (heading, part) in enumerate(parts):
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=number == 0)
             for place, (name, width) in enumerate(zip(head, widths, strict=True)):
                 left = place < labels or not name
                 table.add_column(
@@ -154,7 +153,8 @@ class Rendered:
                     style="red" if known and place == len(head) - 1 else None,
                 )
             before = ""
-            for entry, row in part:
+            for entry in part:
+                row = _row(entry, known)[deep:]
                 cells = [Text(text) for text in row]
                 if labels > 1 and row[0] == before:
                     cells[0] = Text("")

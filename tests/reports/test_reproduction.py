@@ -1,0 +1,52 @@
+"""Tables in a terminal. Oracle: every number of every table can be read, whole, in 80 columns."""
+
+from __future__ import annotations
+
+import io
+from itertools import product
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from feint.diagnostics.numbers import Number
+from feint.recipes.grid import Point
+from feint.recipes.reproduce import Entry, Reproduction
+from feint.recipes.schema import Recipe, list_recipes, load_recipe
+from feint.reports.reproduction import Rendered
+
+
+def shown(recipe: Recipe, width: int) -> list[str]:
+    """The table's lines, with the widest numbers that shares can be."""
+    number = Number(1.011, 100, 0.939, 1.064)
+    entries = tuple(
+        Entry(Point(labels, {}, published=0.983), "", True, number, number, hit=False)
+        for labels in product(*map(tuple, recipe.axes.values()))
+    )
+    made = Reproduction(recipe, "cpu", entries, (), (), Path(), {}, 0.0)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(Rendered(made))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_table_fits_into_80_columns(name: str) -> None:
+    recipe = load_recipe(name)
+    lines, count = shown(recipe, 80), 1
+    for axis in recipe.axes.values():
+        count *= len(axis)
+    assert max(map(cell_len, lines)) <= 80
+    assert sum("adaptive [95 %]" in line for line in lines) == 1
+    numbers = "98.3   101.1 [93.9, 106.4]   miss   101.1 [93.9, 106.4]"
+    assert sum(line.rstrip().endswith(numbers) for line in lines) == count
+
+
+def test_axes_that_are_no_column_head_a_part_each() -> None:
+    lines = [line.strip() for line in shown(load_recipe("ace/table3"), 80)]
+    for heading in ("ResNet-18, survival", "ResNet-18, defense", "VGG-11, defense"):
+        assert lines.count(heading) == 1
+    wide = [line.strip() for line in shown(load_recipe("ace/table8"), 120)]
+    assert "OnePixel" not in wide  # room for both axes: no heading
+    assert sum(line.startswith("OnePixel") for line in wide) == 1
