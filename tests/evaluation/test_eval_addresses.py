@@ -234,6 +234,7 @@ class Front(nn.Module):
 
     assert made("What it does.", "note") == made("It says so otherwise: ü.", "note")
     assert made("What it does.", "note") != made("What it does.", "other")
+    assert made("What it does.", "a\n\nb") != made("What it does.", "a\nb")  # a text, not a page
 
 
 def test_fingerprints_of_samples() -> None:

@@ -103,6 +103,7 @@ def _undocumented(source: str) -> str:
         tree = ast.parse("\n".join(lines))
     except SyntaxError:  # a nested class with a text that starts further left
         return source
+    dropped: set[int] = set()
     for node in ast.walk(tree):
         if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
@@ -112,6 +113,5 @@ def _undocumented(source: str) -> str:
         before = lines[first.lineno - 1].encode()[: first.col_offset]
         after = lines[first.end_lineno - 1].encode()[first.end_col_offset :]
         if not before.strip() and not after.strip():  # it has its lines for itself
-            for k in range(first.lineno - 1, first.end_lineno):
-                lines[k] = ""
-    return "\n".join(filter(None, lines))
+            dropped.update(range(first.lineno - 1, first.end_lineno))
+    return "\n".join(line for k, line in enumerate(lines) if k not in dropped)
