@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from feint.models.architectures import ARCHITECTURES
+from feint.models.bfloat16 import Bfloat16
 from feint.models.build import build, initialise
 from feint.models.bundle import bundled, card, save_bundle
 from feint.models.facts import check_model, describe, fingerprint
@@ -14,6 +15,7 @@ from feint.models.specs import DEFAULT, Loaded, load, resolve
 __all__ = [
     "ARCHITECTURES",
     "DEFAULT",
+    "Bfloat16",
     "Fronted",
     "Loaded",
     "Normalized",

@@ -14,6 +14,7 @@ from torch import nn
 
 from feint.core.errors import ConfigError, DeviceError, UnknownNameError
 from feint.defenses import Defense, parse
+from feint.models.bfloat16 import Bfloat16
 from feint.models.bundle import bundled, bundled_path, read_card
 from feint.models.checkpoint import PICKLES, load_checkpoint, load_pickle
 from feint.models.facts import declared_size, describe, fingerprint
@@ -26,7 +27,7 @@ from feint.models.zoo import load_robustbench, load_timm, load_torchvision
 __all__ = ["DEFAULT", "Loaded", "load", "resolve"]
 
 DEFAULT = "bundled:cifar10-resnet20"
-_SCHEMES = ("bundled", "trained", "torchvision", "timm", "robustbench")
+_SCHEMES = ("bundled", "trained", "torchvision", "timm", "robustbench", "bf16")
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def load(
     `PATH/FILE.py:FUNCTION`         runs your file and calls the function without arguments
     `PATH/NAME.safetensors`         with `arch`, unless the file's metadata names it
     `PATH/NAME.pt` and the like     pickle or TorchScript: needs `trust`
+    `bf16:SPEC`                     any of these, computing in bfloat16, see `Bfloat16`
     `DEFENSE | MODEL`               any of these with a defense as part of it, see `Fronted`
     ==============================  ===============================================================
 
@@ -170,6 +172,9 @@ def _open(
     spec: str, arch: str | None, trust: bool, download: bool
 ) -> tuple[nn.Module, Mapping[str, Any], list[str]]:
     scheme, colon, rest = spec.partition(":")
+    if colon and scheme == "bf16":
+        model, card, notes = _open(rest, arch, trust, download)
+        return Bfloat16.within(model), card, [*notes, "computes in bfloat16"]
     suffix = Path(spec).suffix.lower()
     if suffix in PICKLES:
         model, how = load_pickle(Path(spec), arch, trust)

@@ -375,6 +375,13 @@ def _models(tasks: Sequence[_Task]) -> list[str]:
     return sorted(named)
 
 
+def _short(spec: str) -> str:
+    """A model's spec without the folders of this machine."""
+    if spec.startswith("bf16:"):
+        return f"bf16:{_short(spec.removeprefix('bf16:'))}"
+    return spec if spec.startswith(("bundled:", "trained:")) else spec.rpartition("/")[2]
+
+
 def _provenance(
     lab: Lab, tasks: Sequence[_Task], seed: int, command: Sequence[str]
 ) -> dict[str, Any]:
@@ -382,8 +389,7 @@ def _provenance(
     models = {}
     for spec in _models(tasks):
         found = lab.loaded(spec)
-        short = spec if spec.startswith(("bundled:", "trained:")) else spec.rpartition("/")[2]
-        models[short] = found.fingerprint[:16]
+        models[_short(spec)] = found.fingerprint[:16]
     sets = {}
     for task in tasks:
         for fields in task.both():

@@ -227,7 +227,8 @@ def _versions(defense: Defense) -> str:
 
 def _code(model: str) -> str:
     """Digest of the file that a `path/file.py:function` spec names; what it imports is not seen."""
-    path, colon, _ = model.rpartition("|")[2].strip().rpartition(":")
+    own = model.rpartition("|")[2].strip().removeprefix("bf16:")
+    path, colon, _ = own.rpartition(":")
     if not colon or not path.endswith(".py"):
         return ""
     try:
