@@ -395,11 +395,13 @@ def _provenance(
         for fields in task.both():
             dataset = lab.dataset(fields)
             name = lab.data_of(fields).spec.rpartition("/")[2]
-            sets[name] = {
+            held = {
                 "samples": len(dataset),
                 "shape": list(dataset.shape),
                 "fingerprint": dataset.fingerprint[:16],
             }
+            if sets.setdefault(name, held) != held:  # some points are of other samples
+                sets[f"{name} @ {held['fingerprint'][:6]}"] = held
     about = environment.describe(lab.device)
     about.pop("platform", None)
     return {"seed": seed, "models": models, "data": sets, **about}

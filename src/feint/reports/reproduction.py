@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich import box
@@ -200,6 +201,9 @@ def markdown(found: Reproduction) -> str:
         lines += [f"![{recipe.title}]({stem}.png)", ""]
     about = found.provenance
     git = about.get("git") or {}
+    if about.get("models"):
+        used = ", ".join(f"`{name}`" for name in about["models"])
+        lines += [f"Models: {used}. Images: {_images(about)}.", ""]
     lines += [
         f"{about['cpu']}, {about['cores']} cores, torch {about['packages']['torch']}, feint "
         f"{about['packages']['feint']}, commit {str(git.get('commit') or 'unknown')[:12]}, seed "
@@ -207,6 +211,15 @@ def markdown(found: Reproduction) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _images(about: Mapping[str, Any]) -> str:
+    """How many images of which sets."""
+    told = []
+    for name, held in about["data"].items():
+        height, width = held["shape"][-2:]
+        told.append(f"{held['samples']} of `{name.partition(' @ ')[0]}` ({height}×{width})")
+    return ", ".join(told)
 
 
 def _line(cells: Sequence[str]) -> str:
