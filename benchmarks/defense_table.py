@@ -8,7 +8,8 @@ White-box: PGD through the pipeline, exact forward pass, for each part the backw
 declared break, the gradient averaged over `--eot` draws where there is randomness; an image is done
 when it is misclassified. Every defense is a run of its own under `--work`, resumable at any moment;
 finished ones are only read. After `--limit` seconds no further defense is begun. Writes
-`results/defense_table.json` and `.md`.
+`results/defense_table.json` and `.md`; rows that are there and are not asked for stay, so that slow
+defenses can be measured on fewer images or steps: each row says its own.
 """
 
 from __future__ import annotations
@@ -89,31 +90,32 @@ def percent(row: dict[str, Any], scenario: str) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    about = report["about"]
+    about, rows = report["about"], report["rows"]
+    learned = "Learned defenses have their bundled weights, trained on CIFAR-10 at 32 px."
     lines = [
-        "# Every defense before one classifier",
+        f"# Every defense before one classifier: {about['model']}",
         "",
-        f"Model {about['model']}, {about['samples']} images of {about['data']}, linf "
-        f"{about['eps'] * 255:g}/255. Gray-box: PGD, {about['steps']} steps on the bare model. "
-        f"White-box: {about['white_steps']} steps through the pipeline, for every part the "
-        f"backward rule of its known break, {about['eot']} draws a step if there is randomness; "
-        f"stochastic pipelines are judged on {about['judge_draws']} held-out draws. Accuracy in %, "
-        "95 % intervals. One attack and one loss: an upper bound on what is left.",
+        f"Images of {about['data']}, linf {about['eps'] * 255:g}/255. Gray-box: PGD on the bare "
+        "model. White-box: PGD through the pipeline, for every part the backward rule of its known "
+        "break, the gradient a mean over draws where there is randomness. "
+        "Pipelines that are random are judged on held-out draws. Accuracy in %, "
+        f"95 % intervals. One attack and one loss: an upper bound on what is left. {learned}",
         "",
-        "Learned defenses have their bundled weights, trained on CIFAR-10 at 32 px (`ace` and "
-        "`prm` as they are drawn): what they cost of the clean accuracy here says nothing of one "
-        "that was trained for these images.",
-        "",
-        "| defense | clean | gray-box | white-box | backward rules |",
-        "|---|---|---|---|---|",
+        "| defense | images | clean | gray-box | white-box | steps × draws | backward rules |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for text, row in report["rows"].items():
+    for text, row in rows.items():
         if "refused" in row:
-            lines.append(f"| `{text}` | {row['refused']} | | | |")
+            lines.append(f"| `{text}` | {row['refused']} | | | | | |")
             continue
-        rules = ", ".join(row.get("rules", []))
         numbers = [percent(row, scenario) for scenario in ("none", "gray-box", "white-box")]
-        lines.append(f"| `{text}` | {' | '.join(numbers)} | {rules} |")
+        own = row["settings"]
+        draws = own["eot"] if row.get("stochastic") else 1
+        steps = f"{own['white_steps']} × {draws}" if text != "none" else f"{own['steps']} × 1"
+        cells = [own["samples"], *numbers, steps, ", ".join(row.get("rules", []))]
+        lines.append(f"| `{text}` | {' | '.join(map(str, cells))} |")
+    if not all(row.get("settings", {}).get("checked", True) for row in rows.values()):
+        lines += ["", "The runs did not check themselves (see docs/honest-evaluation.md)."]
     return "\n".join([*lines, "", "```json", json.dumps(about, indent=1), "```", ""])
 
 
@@ -127,11 +129,13 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=10, help="of the gray-box attack")
     parser.add_argument("--white-steps", type=int, default=20)
     parser.add_argument("--eot", type=int, default=4)
+    parser.add_argument("--stop", choices=("never", "success"), default="never")
     parser.add_argument("--judge-draws", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="defenses, separated by semicolons")
+    parser.add_argument("--unchecked", action="store_true", help="without the runs' checks")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds")
     parser.add_argument("--work", type=Path, default=Path("runs/defense_table"))
     parser.add_argument("--out", type=Path, default=RESULTS / "defense_table.json")
@@ -141,13 +145,19 @@ def main() -> int:
     hold_on_to_memory()
     plain = f"pgd(steps={args.steps})"
     through = f"pgd(steps={args.white_steps})"
-    averaged = f"pgd(gradient=eot({args.eot}), steps={args.white_steps})"
+    averaged = f"pgd(gradient=eot({args.eot}), steps={args.white_steps}, stop='{args.stop}')"
     base = Cell("none", args.model, eps=args.eps / 255, judge_draws=args.judge_draws)
     bare_folder = args.work / "none"
     bare = [base, replace(base, scenario="white-box", attack=plain)]
-    rows: dict[str, dict[str, Any]] = {
-        "none": row_of(run(spec_of(bare, args, "none"), bare_folder), None)
-    }
+    settings = {
+        name: getattr(args, name)
+        for name in ("samples", "resize", "steps", "white_steps", "eot", "stop", "judge_draws")
+    } | {"checked": not args.unchecked}
+    about = provenance(model=args.model, data=args.data, eps=args.eps / 255)
+    rows = kept(args.out, about)
+    alone = run(spec_of(bare, args, "none"), bare_folder, checked=not args.unchecked)
+    if rows.get("none", {}).get("settings", {}).get("samples", 0) <= args.samples:
+        rows["none"] = row_of(alone, None) | {"settings": settings}
     texts = [t.strip() for t in args.only.split(";")] if args.only else [*DEFENSES, *CHAINS]
     for text in texts:
         if time.monotonic() > until:
@@ -162,28 +172,31 @@ def main() -> int:
                 replace(own, scenario="gray-box", attack=plain),
                 replace(own, scenario="white-box", attack=attack, backward=break_rules(defense)),
             ]
-            found = run(spec_of(cells, args, text), args.work / slug(text), beside=[bare_folder])
-            rows[text] = row_of(found, defense)
+            found = run(
+                spec_of(cells, args, text),
+                args.work / slug(text),
+                checked=not args.unchecked,
+                beside=[bare_folder],
+            )
+            rows[text] = row_of(found, defense) | {"settings": settings}
         except (FeintError, RuntimeError) as error:
             rows[text] = {"refused": f"{type(error).__name__}: {error}"[:160]}
         shown = {s: percent(rows[text], s) for s in ("none", "gray-box", "white-box")}
         print(text, rows[text].get("refused") or shown, flush=True)
-        about = provenance(
-            model=args.model,
-            data=args.data,
-            samples=args.samples,
-            resize=args.resize,
-            eps=args.eps / 255,
-            steps=args.steps,
-            white_steps=args.white_steps,
-            eot=args.eot,
-            judge_draws=args.judge_draws,
-        )
         report = {"about": about, "rows": rows}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")
         args.out.with_suffix(".md").write_text(markdown(report))
     return int(any("refused" in row for row in rows.values()))
+
+
+def kept(file: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier result for the same model, data and budget."""
+    if not file.exists():
+        return {}
+    earlier = json.loads(file.read_text())
+    same = all(earlier["about"][name] == about[name] for name in ("model", "data", "eps"))
+    return dict(earlier["rows"]) if same else {}
 
 
 if __name__ == "__main__":

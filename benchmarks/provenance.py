@@ -30,6 +30,8 @@ def _git(*words: str) -> str:
 
 def name_of(spec: str) -> str:
     """A spec without the folders of this machine: `zoo.py:resnet50`, `nips2017/images.csv`."""
+    if spec.startswith("bf16:"):
+        return f"bf16:{name_of(spec.removeprefix('bf16:'))}"
     path, colon, rest = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
     return "/".join(Path(path).parts[-2:]) + colon + rest if os.sep in path else spec
 
