@@ -16,7 +16,7 @@ from feint.data import load as load_data
 from feint.defenses import Chain, PixelDeflection, parse
 from feint.defenses.activation import ActivationMap
 from feint.evaluation import Pipeline, evaluate
-from feint.models import load
+from feint.models import Bfloat16, load
 from tests.contracts.defense import images
 
 
@@ -321,3 +321,29 @@ def test_torchvision_architectures(name: str) -> None:
     expected = enlarged(maps, x).clamp(min=0)
     expected = expected / expected.amax((2, 3), keepdim=True).clamp(min=1e-30)
     torch.testing.assert_close(ActivationMap(net)(x), expected, rtol=0, atol=1e-3)
+
+
+def test_what_a_first_pass_alone_does_is_not_counted() -> None:
+    class Once(nn.Module):
+        """Makes a constant when it is first called."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.offset = Pooled(), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.offset is None:
+                self.offset = torch.zeros(1)
+            return self.net(x) + self.offset
+
+    torch.manual_seed(0)
+    once, x = Once(), torch.rand(2, 3, 12, 12)
+    assert torch.equal(ActivationMap(once)(x), ActivationMap(once.net)(x))
+
+
+def test_a_classifier_in_bfloat16_has_a_map() -> None:
+    torch.manual_seed(0)
+    net, x = Pooled(), torch.rand(2, 3, 12, 12)
+    got, expected = ActivationMap(Bfloat16(net), top=1)(x), ActivationMap(net, top=1)(x)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, atol=0.05, rtol=0)

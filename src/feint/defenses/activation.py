@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -178,6 +178,14 @@ def _no_convolution(model: nn.Module) -> ConfigError:
     )
 
 
+def _is_plane(out: object) -> TypeGuard[Tensor]:
+    """Whether an operation gives images or features; others are not counted.
+
+    What a first call alone does (memory that is asked for once, say) would shift the numbers.
+    """
+    return isinstance(out, Tensor) and out.ndim == 4 and out.is_floating_point()
+
+
 class _Watch(TorchFunctionMode):
     """Counts operations; `found` is the last one with features of the last convolution's size."""
 
@@ -191,14 +199,14 @@ class _Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.ndim == 4 and out.is_floating_point():
+        if _is_plane(out):
             size = out.shape[-2:]
             if func in _CONVOLUTIONS:
                 self.point = self.point or size.numel() == 1
                 self.size = size if size.numel() > 1 else self.size
             if size == self.size:
                 self.found = self.number
-        self.number += 1
+            self.number += 1
         return out
 
 
@@ -214,8 +222,9 @@ class _Cut(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self.number == self.place and isinstance(out, Tensor) and out.ndim == 4:
-            out = self.features = out.detach().requires_grad_()
-            torch.set_grad_enabled(True)  # the surrounding no_grad puts back what was there
-        self.number += 1
+        if _is_plane(out):
+            if self.number == self.place:
+                out = self.features = out.detach().requires_grad_()
+                torch.set_grad_enabled(True)  # the surrounding no_grad puts back what was there
+            self.number += 1
         return out
