@@ -148,9 +148,14 @@ def _curves(found: Reproduction, wanted: Drawing) -> Figure:
         )  # fmt: skip
     for axes in grid[:, 0]:
         label = wanted.options.get("y", "")
-        axes.set_ylabel(plain(f"{label} {f'({unit})' if unit else ''}".strip()), fontsize=8)
-    figure.suptitle("— ours with 95 % interval   - - ◇ published   ··· ✕ adaptive attacker",
-                    fontsize=7.5, color=SOFT, x=0.01, ha="left")  # fmt: skip
+        named = f"{label} ({unit})" if label and unit else label or unit
+        axes.set_ylabel(plain(named), fontsize=8)
+    drawn = ["— ours with 95 % interval"]
+    if any(e.point.published is not None for e in found.entries):
+        drawn.append("- - ◇ published")
+    if any(e.adaptive is not None for e in found.entries):
+        drawn.append("··· ✕ adaptive attacker")
+    figure.suptitle("   ".join(drawn), fontsize=7.5, color=SOFT, x=0.01, ha="left")
     return figure
 
 
