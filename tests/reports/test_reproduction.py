@@ -12,9 +12,9 @@ from rich.console import Console
 
 from feint.diagnostics.numbers import Number
 from feint.recipes.grid import Point
-from feint.recipes.reproduce import Entry, Reproduction
+from feint.recipes.reproduce import Entry, Reproduction, short_spec
 from feint.recipes.schema import Recipe, list_recipes, load_recipe
-from feint.reports.reproduction import Rendered
+from feint.reports.reproduction import Rendered, markdown
 
 
 def shown(recipe: Recipe, width: int) -> list[str]:
@@ -50,3 +50,32 @@ def test_axes_that_are_no_column_head_a_part_each() -> None:
     wide = [line.strip() for line in shown(load_recipe("ace/table8"), 120)]
     assert "OnePixel" not in wide  # room for both axes: no heading
     assert sum(line.startswith("OnePixel") for line in wide) == 1
+
+
+def test_a_page_names_models_and_images() -> None:
+    about = {
+        "models": {"bf16:net.py:load": "a" * 16, "bundled:cifar10-resnet20": "b" * 16},
+        "data": {
+            "images.csv": {"samples": 100, "shape": [3, 224, 224]},
+            "images.csv @ 1a2b3c": {"samples": 25, "shape": [3, 224, 299]},
+        },
+        "cpu": "a processor",
+        "cores": 2,
+        "packages": {"torch": "2", "feint": "0"},
+        "seed": 0,
+    }
+    number = Number(0.5, 100, 0.4, 0.6)
+    recipe = load_recipe("ace/table6")
+    entries = tuple(
+        Entry(Point(labels, {}), "", True, number, None, hit=None)
+        for labels in product(*map(tuple, recipe.axes.values()))
+    )
+    page = markdown(Reproduction(recipe, "cpu", entries, (), (), Path(), about, 0.0))
+    assert "Models: `bf16:net.py:load`, `bundled:cifar10-resnet20`." in page
+    assert "Images: 100 of `images.csv` (224×224), 25 of `images.csv` (224×299)." in page
+
+
+def test_models_are_named_without_folders() -> None:
+    assert short_spec("bf16:some/where/net.py:load") == "bf16:net.py:load"
+    assert short_spec("some/where/net.py:load") == "net.py:load"
+    assert short_spec("bf16:trained:NAME@1/2") == "bf16:trained:NAME@1/2"

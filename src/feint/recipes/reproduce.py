@@ -31,7 +31,7 @@ from feint.recipes.schema import PAPERS, SCALES, Recipe, Scale, load_recipe
 from feint.store import DataSpec, RunSpec, environment, run
 from feint.store.files import read_bytes
 
-__all__ = ["Entry", "Reproduction", "reproduce"]
+__all__ = ["Entry", "Reproduction", "reproduce", "short_spec"]
 
 _Z = 1.959963984540054
 ScaleName = Literal["smoke", "cpu", "paper"]
@@ -375,10 +375,10 @@ def _models(tasks: Sequence[_Task]) -> list[str]:
     return sorted(named)
 
 
-def _short(spec: str) -> str:
+def short_spec(spec: str) -> str:
     """A model's spec without the folders of this machine."""
     if spec.startswith("bf16:"):
-        return f"bf16:{_short(spec.removeprefix('bf16:'))}"
+        return f"bf16:{short_spec(spec.removeprefix('bf16:'))}"
     return spec if spec.startswith(("bundled:", "trained:")) else spec.rpartition("/")[2]
 
 
@@ -389,13 +389,13 @@ def _provenance(
     models = {}
     for spec in _models(tasks):
         found = lab.loaded(spec)
-        models[_short(spec)] = found.fingerprint[:16]
-    sets = {}
+        models[short_spec(spec)] = found.fingerprint[:16]
+    sets: dict[str, dict[str, Any]] = {}
     for task in tasks:
         for fields in task.both():
             dataset = lab.dataset(fields)
             name = lab.data_of(fields).spec.rpartition("/")[2]
-            held = {
+            held: dict[str, Any] = {
                 "samples": len(dataset),
                 "shape": list(dataset.shape),
                 "fingerprint": dataset.fingerprint[:16],
