@@ -225,6 +225,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds")
+    parser.add_argument("--only", default="", help="defenses, separated by semicolons")
     parser.add_argument("--work", type=Path, default=Path("runs/s1_table1"))
     parser.add_argument("--name", default="s1_table1")
     parser.add_argument("--again", action="store_true", help="rows that are there, too")
@@ -235,10 +236,13 @@ def main() -> int:
     model = Remembering(feint.models.load(args.model), args.work)
     data = feint.data.load(args.data, samples=args.samples)
     earlier = measured(RESULTS / f"{args.name}.json", args)
+    wanted = [t.strip() for t in args.only.split(";")] if args.only else expressions()
     found: dict[str, Properties | None] = {}
     for text in expressions():
         if text in earlier:
             found[text] = earlier[text]
+        elif text not in wanted:
+            found[text] = None
         else:
             found[text] = None if missing(text) else work_on(text, model, data, args, until)
         state = "missing or unfinished" if found[text] is None else found[text].rms
