@@ -55,6 +55,7 @@ def spec_of(cells: list[Cell], args: argparse.Namespace, title: str) -> RunSpec:
         shard_size=args.batch_size,
         threads=args.threads,
         device=args.device,
+        channels_last=True,
     )
 
 
