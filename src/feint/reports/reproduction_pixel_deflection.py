@@ -23,6 +23,15 @@ def _picture(array: Any) -> NDArray[Any]:
     return np.asarray(array, float).transpose(1, 2, 0).clip(0, 1)
 
 
+def _thumbnail(picture: NDArray[Any], side: int = 112) -> NDArray[Any]:
+    """Means over squares of pixels, so that the shorter side has `side` or a little more."""
+    step = max(1, min(picture.shape[:2]) // side)
+    height, width = (n // step for n in picture.shape[:2])
+    whole = picture[: height * step, : width * step]
+    cells: NDArray[Any] = whole.reshape(height, step, width, step, *picture.shape[2:])
+    return cells.mean((1, 3))  # type: ignore[no-any-return]
+
+
 def _empty(axes: Any) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
@@ -47,7 +56,7 @@ def _deflections(found: Reproduction, _: Drawing) -> Figure:
         # One gain for all rows: ±0.5 of the range of pixel values fills the scale.
         pictures = (moved, 0.5 + (moved - clean), 0.5 + (denoised - clean))
         for axes, picture in zip(row, pictures, strict=True):
-            axes.imshow(_picture(picture), interpolation="nearest")
+            axes.imshow(_picture(picture), interpolation="none")  # embedded as it is
             _empty(axes)
         row[0].set_ylabel(f"K = {count}", fontsize=9, color=INK)
         for axes, one in ((row[1], entry), (row[2], after[count])):
@@ -70,7 +79,7 @@ def _places(found: Reproduction, _: Drawing) -> Figure:
     for axes, entry in zip(grid.flat, found.entries, strict=False):
         picture = np.asarray(entry.arrays["map"], float)
         picture = picture / max(picture.mean(), 1e-30)
-        shown = axes.imshow(picture, cmap=_MAP, vmin=0, vmax=3, interpolation="nearest")
+        shown = axes.imshow(picture, cmap=_MAP, vmin=0, vmax=3, interpolation="none")
         axes.set_title(plain(entry.point.labels[-1]), fontsize=9, color=INK)
         axes.set_xlabel(f"{_percent(entry):.0f} % on the object's half", fontsize=7, color=SOFT)
     for axes in grid.flat:
@@ -103,10 +112,12 @@ def _maps(found: Reproduction, _: Drawing) -> Figure:
         return figure
     grid = figure.subplots(len(lines), len(titles), squeeze=False)
     for row, (attack, pair, i) in zip(grid, lines, strict=True):
-        row[0].imshow(_picture(pair[kinds[0]].arrays["clean"][i]))
+        clean = _thumbnail(_picture(pair[kinds[0]].arrays["clean"][i]))
+        row[0].imshow(clean, interpolation="none")
         shown = [pair[k].arrays[w][i] for k in kinds for w in ("before", "after")]
         for axes, picture in zip(row[1:], shown, strict=True):
-            axes.imshow(np.asarray(picture, float), cmap=_MAP, vmin=0, vmax=1)
+            small = _thumbnail(np.asarray(picture, float))
+            axes.imshow(small, cmap=_MAP, vmin=0, vmax=1, interpolation="none")
         for axes in row:
             _empty(axes)
         if len(attacks) > 1 or i == 0:
