@@ -479,3 +479,16 @@ def test_a_second_run_in_the_same_directory_is_refused(make: Make, tmp_path: Pat
 
 def test_runner_exports_what_the_package_names() -> None:
     assert set(runner.__all__) == {"prepare", "resume", "run", "run_unit", "units"}
+
+
+def test_addresses_see_the_code_of_a_classifier_in_bfloat16(make: Make) -> None:
+    plain, rounded, fronted = (
+        Resolver(make())(replace(make().cells[0], model=model))
+        for model in (
+            make().cells[0].model,
+            f"bf16:{make().cells[0].model}",
+            f"noise(scale=0.1) | bf16:{make().cells[0].model}",
+        )
+    )
+    assert plain.code["model"]  # the digest of the file that holds the function
+    assert rounded.code == fronted.code == plain.code
