@@ -15,6 +15,7 @@ from feint.recipes.grid import Point
 from feint.recipes.reproduce import Entry, Reproduction, short_spec
 from feint.recipes.schema import Recipe, list_recipes, load_recipe
 from feint.reports.reproduction import Rendered, markdown
+from feint.reports.reproduction_figures import draw
 
 
 def shown(recipe: Recipe, width: int) -> list[str]:
@@ -79,3 +80,28 @@ def test_models_are_named_without_folders() -> None:
     assert short_spec("bf16:some/where/net.py:load") == "bf16:net.py:load"
     assert short_spec("some/where/net.py:load") == "net.py:load"
     assert short_spec("bf16:trained:NAME@1/2") == "bf16:trained:NAME@1/2"
+
+
+def test_a_figure_leaves_out_what_could_not_be_measured() -> None:
+    recipe = load_recipe("prm/image3")
+    number = Number(0.5, 100, 0.4, 0.6)
+
+    def panels(*lacking: str) -> list[str]:
+        entries = tuple(
+            Entry(
+                Point(labels, {}, lacks="a classifier" if labels[0] in lacking else ""),
+                "",
+                True,
+                Number(None) if labels[0] in lacking else number,
+                None,
+                hit=None,
+            )
+            for labels in product(*map(tuple, recipe.axes.values()))
+        )
+        figure = draw(Reproduction(recipe, "cpu", entries, (), (), Path(), {}, 0.0))
+        assert figure is not None
+        return [axes.get_title(loc="left") for axes in figure.axes]
+
+    assert panels() == ["ImageNet", "CIFAR-10"]
+    assert panels("ImageNet") == ["CIFAR-10"]
+    assert panels("ImageNet", "CIFAR-10") == ["ImageNet", "CIFAR-10"]

@@ -64,9 +64,14 @@ def series(found: Reproduction) -> dict[tuple[str, ...], list[Entry]]:
 
 
 def _panels(found: Reproduction) -> dict[str, dict[tuple[str, ...], list[Entry]]]:
-    """Series by the label of the first axis, if there are more than two axes."""
+    """Series by the label of the first axis, if there are more than two axes.
+
+    What lacks a model or images is left out, unless everything does.
+    """
     panels: dict[str, dict[tuple[str, ...], list[Entry]]] = {}
-    for key, line in series(found).items():
+    lines = series(found)
+    measured = {k: line for k, line in lines.items() if not all(e.point.lacks for e in line)}
+    for key, line in (measured or lines).items():
         title, rest = (key[0], key[1:]) if len(key) > 1 else ("", key)
         panels.setdefault(title, {})[rest] = line
     return panels
