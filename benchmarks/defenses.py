@@ -133,6 +133,8 @@ def art_pixel_defend(x: Tensor) -> Run:
     Adapter.__abstractmethods__ = frozenset()
     network = parse("pixel_defend").network  # type: ignore[attr-defined]
     one = PixelDefend(clip_values=(0, 1), eps=16, pixel_cnn=Adapter(network.float().eval()))
+    # ART subtracts eps from 8-bit values: with numpy 2 a Python integer wraps around there.
+    one.eps = np.int64(one.eps)
     pictures = x.permute(0, 2, 3, 1).numpy().astype(np.float32)
     return lambda: one(pictures.copy())
 
