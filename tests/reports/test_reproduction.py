@@ -12,7 +12,8 @@ from rich.console import Console
 
 from feint.diagnostics.numbers import Number
 from feint.recipes.grid import Point
-from feint.recipes.reproduce import Entry, Reproduction, short_spec
+from feint.recipes.lab import short_spec
+from feint.recipes.reproduce import Entry, Reproduction
 from feint.recipes.schema import Recipe, list_recipes, load_recipe
 from feint.reports.reproduction import Rendered, markdown
 from feint.reports.reproduction_figures import draw

@@ -26,7 +26,7 @@ from feint.models import Loaded
 from feint.store import DataSpec
 from feint.store.files import read_bytes, write_atomic
 
-__all__ = ["Lab", "data_spec"]
+__all__ = ["Lab", "data_spec", "short_spec"]
 
 VERSION = 1
 """Raise when a measure changes what it gives: what the memory holds is then measured anew."""
@@ -154,6 +154,13 @@ def data_spec(wanted: Mapping[str, Any]) -> DataSpec:
     except ValidationError as error:
         told = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"data: {'; '.join(told)}") from None
+
+
+def short_spec(spec: str) -> str:
+    """A model's spec without the folders of this machine."""
+    if spec.startswith("bf16:"):
+        return f"bf16:{short_spec(spec.removeprefix('bf16:'))}"
+    return spec if spec.startswith(("bundled:", "trained:")) else spec.rpartition("/")[2]
 
 
 def _defense(fields: Mapping[str, Any]) -> str:

@@ -25,13 +25,13 @@ from feint.recipes import (  # noqa: F401  (they register their metrics)
 )
 from feint.recipes.claims import Verdict, decide
 from feint.recipes.grid import Point, adaptive_fields, points
-from feint.recipes.lab import Lab, data_spec
+from feint.recipes.lab import Lab, data_spec, short_spec
 from feint.recipes.metrics import Case, Fields, Metric, metric_of
 from feint.recipes.schema import PAPERS, SCALES, Recipe, Scale, load_recipe
 from feint.store import DataSpec, RunSpec, environment, run
 from feint.store.files import read_bytes
 
-__all__ = ["Entry", "Reproduction", "reproduce", "short_spec"]
+__all__ = ["Entry", "Reproduction", "reproduce"]
 
 _Z = 1.959963984540054
 ScaleName = Literal["smoke", "cpu", "paper"]
@@ -373,13 +373,6 @@ def _models(tasks: Sequence[_Task]) -> list[str]:
     """Specs of the models that the points name."""
     named = {str(f[k]) for t in tasks for f in t.both() for k in ("model", "source") if f.get(k)}
     return sorted(named)
-
-
-def short_spec(spec: str) -> str:
-    """A model's spec without the folders of this machine."""
-    if spec.startswith("bf16:"):
-        return f"bf16:{short_spec(spec.removeprefix('bf16:'))}"
-    return spec if spec.startswith(("bundled:", "trained:")) else spec.rpartition("/")[2]
 
 
 def _provenance(
