@@ -5,9 +5,11 @@ r"""Every defense before one classifier: clean, gray-box and white-box accuracy,
 
 Gray-box: PGD on the bare classifier, whose examples are made once and judged by every pipeline.
 White-box: PGD through the pipeline, exact forward pass, for each part the backward rule of its
-declared break, the gradient averaged over `--eot` draws where there is randomness; an image is done
-when it is misclassified. Every defense is a run of its own under `--work`, resumable at any moment;
-finished ones are only read. After `--limit` seconds no further defense is begun. Writes
+declared break, the gradient averaged over `--eot` draws where there is randomness; a deterministic
+pipeline's image is done when it is misclassified, a random one's takes every step unless `--stop
+success`. Every defense is a run of its own under `--work`, resumable at any moment; finished ones
+are only read; other settings need another folder. After `--limit` seconds no further defense is
+begun. Writes
 `results/defense_table.json` and `.md`; rows that are there and are not asked for stay, so that slow
 defenses can be measured on fewer images or steps: each row says its own.
 """
