@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from feint.core import random
 from feint.core.errors import ConfigError, DtypeError
-from feint.core.quantise import from_uint8, quantise, to_uint8
+from feint.core.quantise import from_uint8, quantise, to_uint8, to_uint8_numpy
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 VALUES = torch.cat([random.uniform(random.keys(0, 1), (5000,))[0], torch.tensor([0.0, 1.0])])
@@ -28,6 +28,17 @@ def test_truncate_equals_numpy() -> None:
 def test_torchvision_equals_torchvision() -> None:
     expected = tv.to_dtype_image(VALUES.view(1, 1, -1), torch.uint8, scale=True).flatten()
     assert torch.equal(to_uint8(VALUES, "torchvision"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rounding", ["nearest", "truncate", "torchvision"])
+def test_the_array_form_is_the_tensor_form(rounding: str, dtype: torch.dtype) -> None:
+    # Oracle: `to_uint8`; halves between levels, what is outside of [0, 1] and no number included.
+    odd = torch.tensor([-0.5, 1.5, torch.nan, torch.inf, -torch.inf])
+    values = torch.cat([VALUES, (LEVELS + 0.5) / 255, odd]).to(dtype)
+    got = to_uint8_numpy(values.numpy(), rounding)  # type: ignore[arg-type]
+    assert got.dtype == np.uint8
+    assert np.array_equal(got, to_uint8(values, rounding).numpy())  # type: ignore[arg-type]
 
 
 def test_the_three_differ_on_floats() -> None:

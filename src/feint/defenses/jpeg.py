@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from feint.core.dct import block_dct, block_idct, soft_round
 from feint.core.errors import ConfigError, RangeError, ShapeError
 from feint.core.pieces import fresh_like
-from feint.core.quantise import Rounding, from_uint8, to_uint8
+from feint.core.quantise import Rounding, from_uint8, to_uint8, to_uint8_numpy
 from feint.core.registry import defense
 from feint.defenses.base import Defense, Params, backward_rule
 
@@ -158,19 +158,20 @@ def pillow_jpeg(
     _check_channels(x)
     if x.numel() == 0:
         return torch.zeros_like(x)
-    x, here = x.detach(), x.device.type == "cpu"
-    # Bytes travel from and to a device in one piece; on the CPU a few images at a time are
-    # converted, while they are in the cache.
-    source = x if here else to_uint8(x, rounding).cpu()
+    x = x.detach()
+    here = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    # On the CPU a few images at a time are converted, while they are in the cache, by numpy, since
+    # torch would start threads within ours. Otherwise bytes travel in one piece.
+    source = x.numpy() if here else to_uint8(x, rounding).cpu().numpy()
     out = fresh_like(x) if here else torch.empty(x.shape, dtype=torch.uint8)
+    result = out.numpy()
     each = quality.tolist() if isinstance(quality, Tensor) else [quality] * len(x)
     step = max(_THREADED // x[0].numel(), 1)
 
     def code(begin: int) -> None:
         some = slice(begin, begin + step)
-        levels = to_uint8(source[some], rounding) if here else source[some]
-        planes = levels.numpy()
-        back = np.empty_like(planes)
+        planes = to_uint8_numpy(source[some], rounding) if here else source[some]
+        back = np.empty_like(planes) if here else result[some]
         for picture, coded, q in zip(planes, back, each[some], strict=True):
             channels = [Image.fromarray(plane) for plane in picture]
             image = channels[0] if len(channels) == 1 else Image.merge("RGB", channels)
@@ -181,9 +182,8 @@ def pillow_jpeg(
                 values = np.asarray(decoded)
             for k, plane in enumerate(coded):
                 plane[...] = values if len(coded) == 1 else values[..., k]
-        out[some].copy_(torch.from_numpy(back))
         if here:
-            out[some].div_(255)
+            np.divide(back, result.dtype.type(255), out=result[some])
 
     def code_all(starts: range) -> None:
         for begin in starts:
