@@ -9,10 +9,11 @@ import typer
 from rich.markup import escape
 
 from feint.cli import common
-from feint.models.trained import trained_folder
+from feint.core.trained import trained_folder
 from feint.training.fit import EpochReport
 from feint.training.recipe import content_digest, load_recipe
 from feint.training.run import train as run_training
+from feint.training.run import with_classifier
 
 __all__ = ["train"]
 
@@ -24,6 +25,10 @@ def train(
         typer.Option(
             help="Data to train on, such as cifar10 or cifar10.npz; the recipe's own by default."
         ),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(help="Classifier behind a defense; the recipe's own by default."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -39,7 +44,7 @@ def train(
     """Train a classifier or a defense by a recipe; what was interrupted resumes."""
     with common.guard(on_interrupt=lambda: "the last epoch is kept; the same command resumes"):
         common.set_threads(threads)
-        plan = load_recipe(recipe)
+        plan = with_classifier(load_recipe(recipe), classifier)
         folder = out or trained_folder(plan.name, content_digest(plan))
         with common.progress(not as_json) as bar:
             task = bar.add_task(plan.name, total=plan.epochs, rate="")
@@ -50,7 +55,7 @@ def train(
                 rate = f"loss {report.loss:.3f}  {share}{report.seconds:.0f} s/epoch"
                 bar.update(task, completed=report.epoch, rate=rate)
 
-            card = run_training(recipe, data=data, out=folder, device=device, on_epoch=show)
+            card = run_training(plan, data=data, out=folder, device=device, on_epoch=show)
         if as_json:
             common.print_json(card)
             return

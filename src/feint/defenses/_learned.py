@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from feint.core.errors import ConfigError, DataError, ShapeError, UnknownNameError
 from feint.core.spec import format_value
+from feint.core.trained import trained_path
 from feint.core.weights import fill, initialise, read_safetensors
 from feint.defenses.base import Defense, Params
 
@@ -51,11 +52,15 @@ def bundled_weights() -> list[str]:
 
 
 def weights_path(weights: str) -> Path:
-    """The file of bundled weights by name, or a file by its path.
+    """The file of bundled weights by name, of `trained:NAME` in the cache, or a file by its path.
 
     Raises:
         UnknownNameError: No such name in the package.
+        DataError: No such weights in the cache; the message says how to make them.
+        ConfigError: Several of that name in the cache.
     """
+    if weights.startswith("trained:"):
+        return trained_path(weights.partition(":")[2])
     if weights.endswith(".safetensors"):
         return Path(weights)
     if weights not in bundled_weights():
@@ -107,7 +112,8 @@ class Learned(Defense):
         """A network with its structure, from a weights file or fresh.
 
         Args:
-            weights: A bundled name, a `.safetensors` file, `"untrained"`, or None for the default.
+            weights: A bundled name, `"trained:NAME"`, a `.safetensors` file, `"untrained"`, or None
+                for the default.
             asked: The structure's keywords as given; None where the caller leaves them open.
             usual: The structure of an untrained network where nothing is asked, the paper's.
             make: Makes the network of a structure.

@@ -59,7 +59,7 @@ class ACE(Learned):
             Table 4); 1 removes the skip.
         channels: Channels of the input, kept by both convolutions; 3 for the UNet.
         form: `"linear"` or `"unet"`.
-        weights: Of the UNet: name of bundled weights, a `.safetensors` file made by `feint train`,
+        weights: Of the UNet: name of bundled weights, `trained:NAME`, a file of `feint train`,
             or `"untrained"`; by default `cifar10-unet`. The linear form's are its classifier's.
         width: Channels of the UNet's first level; by default as the weights say, 64 if untrained.
         depth: Levels of the UNet; by default as the weights say, 5 if untrained.

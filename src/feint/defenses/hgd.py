@@ -36,7 +36,7 @@ class HGD(Learned):
         classifier's gradient at the denoised image straight through.
 
     Args:
-        weights: Name of bundled weights, a `.safetensors` file made by `feint train`, or
+        weights: Name of bundled weights, `trained:NAME`, a `.safetensors` file of `feint train`, or
             `"untrained"`; by default `cifar10-hgd`, made for the bundled plain ResNet-20.
         width: Channels at full size; by default as the weights say, 64 if untrained.
         levels: Scales of the UNet, from 2; by default as the weights say, 5 if untrained.

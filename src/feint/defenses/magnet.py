@@ -41,7 +41,7 @@ class MagNet(Learned):
         `exact`, the default, is autograd. `identity` passes the gradient straight through.
 
     Args:
-        weights: Name of bundled weights, a `.safetensors` file made by `feint train`, or
+        weights: Name of bundled weights, `trained:NAME`, a `.safetensors` file of `feint train`, or
             `"untrained"`; or a list of them, from which every image draws its own. By default
             `cifar10-magnet`.
         layers: The encoder's layers: a number is a convolution with so many channels, `"max"` or

@@ -36,7 +36,7 @@ class PixelDefend(Learned):
         `identity`, the break's: the purified image is within `eps` of the image.
 
     Args:
-        weights: Name of bundled weights, a `.safetensors` file made by `feint train`, or
+        weights: Name of bundled weights, `trained:NAME`, a `.safetensors` file of `feint train`, or
             `"untrained"`; by default `cifar10-pixelcnn`.
         eps: ε_defend in image units, rounded down to whole 255ths.
         threshold: Images that need fewer bits per value than this stay as they are: the paper's

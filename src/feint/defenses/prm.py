@@ -62,7 +62,7 @@ class PRM(Learned):
         preset: `"paper"` (default) is the blog's one module with one λ and the eight neighbours.
             `"repo"` draws λ from six values and the shift from nine, (0, 0) among them, as the
             original code of February 2019 does for one UNet.
-        weights: Name of bundled weights, a `.safetensors` file made by `feint train`, or
+        weights: Name of bundled weights, `trained:NAME`, a `.safetensors` file of `feint train`, or
             `"untrained"`; or a list of them, from which every module of the stack draws its own. By
             default `cifar10-unet`.
         lam: 0 ≤ λ ≤ 1, or a list of values from which every module draws. The paper's is not

@@ -42,7 +42,7 @@ class S2SNet(Learned):
         straight through.
 
     Args:
-        weights: Name of bundled weights, a `.safetensors` file made by `feint train`, or
+        weights: Name of bundled weights, `trained:NAME`, a `.safetensors` file of `feint train`, or
             `"untrained"` for fresh ones; by default `cifar10-s2snet`, trained for the bundled
             plain ResNet-20.
         width: Channels of the first stage; by default as the weights say, 64 if untrained.

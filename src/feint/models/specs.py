@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from feint.core.errors import ConfigError, DeviceError, UnknownNameError
+from feint.core.trained import trained_path
 from feint.defenses import Defense, parse
 from feint.models.bfloat16 import Bfloat16
 from feint.models.bundle import bundled, bundled_path, read_card
@@ -20,7 +21,6 @@ from feint.models.checkpoint import PICKLES, load_checkpoint, load_pickle
 from feint.models.facts import declared_size, describe, fingerprint
 from feint.models.fronted import Fronted
 from feint.models.resized import Resized
-from feint.models.trained import trained_path
 from feint.models.userfile import load_function
 from feint.models.zoo import load_robustbench, load_timm, load_torchvision
 

@@ -33,15 +33,15 @@ from torch import Tensor, nn
 
 import feint.models
 from feint.core import random, spec
-from feint.core.errors import ConfigError, UnknownNameError
+from feint.core.errors import ConfigError, ShapeError, UnknownNameError
 from feint.core.quantise import from_uint8
 from feint.core.registry import DEFENSES
 from feint.core.weights import fill, initialise, read_safetensors
 from feint.defenses._learned import UNTRAINED, Learned, read_meta, weights_path
 from feint.defenses.base import Defense
 from feint.defenses.chain import parse
-from feint.training.augment import crop_and_flip
-from feint.training.fit import EpochReport, Trainer, check_data, run
+from feint.training.augment import crop_and_flip, cut_and_flip
+from feint.training.fit import EpochReport, Trainer, check_data, judged_at_once, run
 from feint.training.objectives import OBJECTIVES, Example
 from feint.training.recipe import DefenseRecipe
 
@@ -124,7 +124,12 @@ class _DefenseTrainer(Trainer[DefenseRecipe]):
         return torch.optim.AdamW(groups, lr=self.recipe.peak_lr, betas=betas)
 
     def _augmented(self, images: Tensor, keys: Tensor) -> Tensor:
-        return images if self.recipe.augment == "none" else crop_and_flip(images, keys)
+        r = self.recipe
+        if r.augment == "none":
+            return images
+        if r.crop is None:
+            return crop_and_flip(images, keys)
+        return cut_and_flip(images, keys, r.crop)
 
     def _step(self, index: Tensor, progress: float) -> tuple[Tensor, Tensor | None]:
         r = self.recipe
@@ -196,6 +201,11 @@ def fit_defense(
         where the objective asks it; with an adversary of k steps, k passes of the classifier more.
     """
     check_data(images, labels)
+    if recipe.crop is not None and recipe.crop > min(images.shape[-2:]):
+        raise ShapeError(
+            f"images have shape {tuple(images.shape)}; expected sides of at least crop, "
+            f"{recipe.crop}; give the recipe a side, or a smaller crop"
+        )
     spoil = None if recipe.corrupt is None else parse(recipe.corrupt)
     where = torch.device(device)
     trainer = _DefenseTrainer(
@@ -214,12 +224,13 @@ def defended_accuracy(
     classifier: nn.Module,
     images: Tensor,
     labels: Tensor,
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> dict[str, int]:
     """How many 8-bit images are classified as labelled: `clean` behind the defense, `undefended`.
 
     A random defense draws once per image, by keys of seed 0.
     """
+    batch_size = batch_size or judged_at_once(images)
     hits = {"clean": 0, "undefended": 0}
     for start in range(0, len(images), batch_size):
         x, keys, device = _batch(images, start, batch_size, classifier)
@@ -230,13 +241,14 @@ def defended_accuracy(
 
 
 @torch.no_grad()
-def measured(defense: Learned, images: Tensor, batch_size: int = 500) -> dict[str, float]:
+def measured(defense: Learned, images: Tensor, batch_size: int | None = None) -> dict[str, float]:
     """What can be said without a classifier, for the card.
 
     Returns:
         `reconstruction_rms`: root of the mean squared difference between images and `learn`; and
         `bits_per_value` for a defense that has `log_likelihood`.
     """
+    batch_size = batch_size or judged_at_once(images)
     squares = nats = 0.0
     for start in range(0, len(images), batch_size):
         x, keys, _ = _batch(images, start, batch_size, defense.network)

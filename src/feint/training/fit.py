@@ -32,7 +32,7 @@ from feint.core.quantise import from_uint8
 from feint.training.augment import crop_and_flip
 from feint.training.recipe import Schedule, TrainingRecipe
 
-__all__ = ["EpochReport", "Trainer", "accuracy", "check_data", "fit", "run"]
+__all__ = ["EpochReport", "Trainer", "accuracy", "check_data", "fit", "judged_at_once", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,8 @@ class Trainer(Generic[R]):
     """SHA-256 of images and labels, so that a checkpoint is not continued on others."""
 
     def __post_init__(self) -> None:
-        digest = hashlib.sha256(self.images.contiguous().numpy().tobytes())
-        digest.update(self.labels.contiguous().numpy().tobytes())
+        digest = hashlib.sha256(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
         self.data = digest.hexdigest()
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         learned = [p for p in self.model.parameters() if p.requires_grad]
@@ -371,9 +371,17 @@ def _resume(trainer: Trainer[Any], folder: Path) -> None:
     logger.info("resumed after epoch %d", trainer.epoch)
 
 
+def judged_at_once(images: Tensor) -> int:
+    """Images in a forward pass: 500 of CIFAR's, and of larger ones as many as are their pixels."""
+    return max(1, 500 * 32 * 32 // max(1, images.shape[-2] * images.shape[-1]))
+
+
 @torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
+def accuracy(
+    model: nn.Module, images: Tensor, labels: Tensor, batch_size: int | None = None
+) -> float:
     """Share of 8-bit images classified as labelled, in float32, on the model's device."""
+    batch_size = batch_size or judged_at_once(images)
     hits = 0
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for start in range(0, len(images), batch_size):

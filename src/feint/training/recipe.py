@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from feint.core.errors import ConfigError, DataError, UnknownNameError
 from feint.models.architectures import ARCHITECTURES
@@ -60,7 +60,8 @@ class Schedule(_Frozen):
     """What every recipe decides: data, length, optimisation, randomness."""
 
     name: str
-    data: Literal["cifar10", "cifar100"] = "cifar10"
+    data: Literal["cifar10", "cifar100", "?"] = "cifar10"
+    """What to train on; `"?"` is for whoever trains to say."""
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] = 128
     peak_lr: Positive
@@ -120,7 +121,18 @@ class DefenseRecipe(Schedule):
     """A name of `feint.training.objectives.OBJECTIVES`."""
     classifier: str | None = None
     """Model spec of the classifier behind the defense: it guides the objectives that need one, is
-    attacked by the adversary, and the clean accuracy behind the defense is measured with it."""
+    attacked by the adversary, and the clean accuracy behind the defense is measured with it. `"?"`
+    is for whoever trains to say."""
+    side: Annotated[int, Field(ge=1)] | None = None
+    """Side in pixels of the square that is taken from the middle of every image, brought to that
+    size; by default images are as they are."""
+    crop: Annotated[int, Field(ge=1)] | None = None
+    """Side of a random part of an image that training shows; the whole by default."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """How many images to train on, in the order of a keyed hash; all by default."""
+    held_out: Annotated[int, Field(ge=1)] | None = None
+    """For data without a training and a test part: how many images, the first in that order, are
+    not trained on but measured with. `feint reproduce` evaluates on the first of the same order."""
     layer: str | None = None
     """For `guided`: qualified name of the classifier's module whose output is compared; by default
     the logits."""
@@ -130,7 +142,8 @@ class DefenseRecipe(Schedule):
     corrupt: str | None = None
     """A defense expression on images that spoils the input in training, `noise(scale=0.1)`."""
     augment: Literal["crop-flip", "none"] = "crop-flip"
-    """How images are shown: cropped after reflect-padding by four pixels and flipped, or as is."""
+    """How images are shown: cropped after reflect-padding by four pixels (with `crop`: a part of
+    that size, from anywhere) and flipped, or as is."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam with decoupled weight decay (0.9, 0.999), or SGD with Nesterov's momentum."""
     judged: Annotated[int, Field(ge=1)] | None = None
@@ -138,6 +151,14 @@ class DefenseRecipe(Schedule):
     defenses that take seconds per image; all by default."""
     store: Literal["float32", "float16"] = "float32"
     """Precision of the weights file; everything on the card is measured with these weights."""
+
+    @model_validator(mode="after")
+    def _parts(self) -> DefenseRecipe:
+        if self.crop is not None and self.side is not None and self.crop > self.side:
+            raise ValueError(f"crop is {self.crop}; expected at most side, {self.side}")
+        if self.crop is not None and self.augment == "none":
+            raise ValueError("crop is for augment: crop-flip; leave one of them out")
+        return self
 
     @field_validator("objective")
     @classmethod

@@ -19,6 +19,7 @@ from feint import __version__
 from feint.core.errors import ConfigError
 from feint.core.weights import fill, read_safetensors
 from feint.data import Dataset
+from feint.data.resize import Fit
 from feint.defenses._learned import weights_path
 from feint.models.build import build, initialise
 from feint.models.bundle import bundled_path, save_bundle, save_weights
@@ -40,6 +41,7 @@ def train(
     *,
     out: str | Path,
     data: str | None = None,
+    classifier: str | None = None,
     root: str | Path | None = None,
     download: bool = False,
     device: torch.device | str = "cpu",
@@ -53,7 +55,9 @@ def train(
         recipe: Name of a recipe in the package, a YAML file, or a recipe.
         out: Folder for `checkpoint.safetensors`, `log.jsonl`, and in the end `NAME.safetensors`
             with its card `NAME.json`, which `feint.models.load` reads; NAME is the recipe's.
-        data: Data spec with a training and a test part; by default the recipe's.
+        data: Data spec with a training and a test part, or any if the recipe holds some images out;
+            by default the recipe's.
+        classifier: Model spec of the classifier behind a defense; by default the recipe's.
         root: Where CIFAR is; see `feint.data.load`.
         download: Fetch CIFAR if it is missing.
         device: Where to train.
@@ -77,21 +81,77 @@ def train(
     References:
         Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
     """
-    plan = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    plan = with_classifier(load_recipe(recipe) if isinstance(recipe, str) else recipe, classifier)
     out = Path(out)
     if isinstance(plan, DefenseRecipe):
         begin(plan)  # what cannot be is refused before the data are read
     spec = plan.data if data is None else data
-    parts = {
-        split: feint.data.load(spec, split=split, root=root, download=download)
-        for split in ("train", "test")
-    }
+    if spec == "?":
+        raise ConfigError(
+            f"recipe {plan.name} leaves the images open; give data (--data), such as "
+            "imagefolder:DIR or LIST.csv"
+        )
+    parts = _parts(plan, spec, root, download)
     job = _Job(out, spec, parts, device, on_epoch)
     if isinstance(plan, DefenseRecipe):
         card, path = _defense(plan, job)
     else:
         card, path = _classifier(plan, job)
     return {**card, "path": str(path)}
+
+
+def with_classifier(
+    plan: TrainingRecipe | DefenseRecipe, classifier: str | None
+) -> TrainingRecipe | DefenseRecipe:
+    """The recipe with the classifier that is to stand behind its defense, if one is given.
+
+    Raises:
+        ConfigError: A classifier for a recipe that trains one; none for one that leaves it open.
+    """
+    if classifier is not None:
+        if not isinstance(plan, DefenseRecipe):
+            raise ConfigError(f"recipe {plan.name} trains a classifier; leave classifier out")
+        return plan.model_copy(update={"classifier": classifier})
+    if isinstance(plan, DefenseRecipe) and plan.classifier == "?":
+        raise ConfigError(
+            f"recipe {plan.name} leaves the classifier open; give classifier (--classifier), such "
+            "as torchvision:resnet50 or FILE.py:FUNCTION"
+        )
+    return plan
+
+
+def _parts(
+    plan: TrainingRecipe | DefenseRecipe, spec: str, root: str | Path | None, download: bool
+) -> dict[str, Dataset]:
+    """The images to train on and those to measure with."""
+    if not isinstance(plan, DefenseRecipe):
+        plan_side = held_out = samples = None
+    else:
+        plan_side, held_out, samples = plan.side, plan.held_out, plan.samples
+
+    def part(split: str) -> Dataset:
+        fit: Fit = "stretch" if plan_side is None else "crop"
+        return feint.data.load(
+            spec, split=split, resize=plan_side, fit=fit, root=root, download=download
+        )
+
+    if held_out is None:
+        parts = {split: part(split) for split in ("train", "test")}
+        if samples is not None:
+            parts["train"] = parts["train"].take(samples)
+        return parts
+    whole = part("test")
+    if held_out >= len(whole):
+        raise ConfigError(
+            f"{spec} has {len(whole)} images; recipe {plan.name} holds {held_out} out and needs "
+            "more to train on"
+        )
+    ranked = whole.take(len(whole))
+    end = len(whole) if samples is None else min(len(whole), held_out + samples)
+    return {
+        "train": ranked.subset(range(held_out, end)),
+        "test": ranked.subset(range(held_out)),
+    }
 
 
 @dataclass(frozen=True)

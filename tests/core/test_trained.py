@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from feint.core.errors import ConfigError, DataError
+from feint.core.trained import cache_folder, trained_folder, trained_path
 from feint.models import build, load, save_bundle
-from feint.models.trained import cache_folder, trained_folder, trained_path
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_trained_model_is_found_by_its_name_and_content(cache):
 
 def test_missing_weights_say_how_to_make_them(cache):
     leave("mine", "abc")
-    with pytest.raises(DataError, match="there are mine; make it: feint train other"):
+    with pytest.raises(DataError, match="there are mine; make them: feint train other"):
         load("trained:other")
     with pytest.raises(DataError, match="feint train mine"):
         trained_path("mine@abd")

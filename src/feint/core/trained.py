@@ -1,4 +1,4 @@
-"""Classifiers that a training recipe made on this machine: `trained:NAME`, cached by content."""
+"""What a training recipe made on this machine: `trained:NAME`, cached by content."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def trained_path(name: str) -> Path:
         known = sorted({p.stem for p in folder.glob("*/*.safetensors")})
         there = f"; there are {', '.join(known)}" if known else ""
         raise DataError(
-            f"no trained model {name!r} in {folder}{there}; make it: feint train {stem}"
+            f"no trained weights {name!r} in {folder}{there}; make them: feint train {stem}"
         )
     if len(found) > 1:
         names = ", ".join(f"trained:{p.parent.name}" for p in found)
-        raise ConfigError(f"there are several trained models {stem!r}; say which: {names}")
+        raise ConfigError(f"there are several trained weights {stem!r}; say which: {names}")
     return found[0]
