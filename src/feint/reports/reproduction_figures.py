@@ -259,7 +259,10 @@ def _cropped(picture: Maps, side: int) -> Maps:
 
 @drawing("matrix")
 def _matrix(found: Reproduction, wanted: Drawing) -> Figure:
-    """Numbers as a matrix with its values written in: the last two axes; a panel for the others."""
+    """Numbers as a matrix with its values written in: the last two axes; a panel for the others.
+
+    Where there is an adaptive attacker, a line of panels is ours and, beside it, adaptive.
+    """
     names = list(found.recipe.axes)
     rows, columns = list(found.recipe.axes[names[-2]]), list(found.recipe.axes[names[-1]])
     panels: dict[str, dict[tuple[str, str], Entry]] = {}
@@ -270,9 +273,10 @@ def _matrix(found: Reproduction, wanted: Drawing) -> Figure:
     both = any(e.adaptive is not None for e in found.entries)
     kinds = ["ours", "adaptive"] if both else ["ours"]
     width, height = 0.62 * len(columns) + 1.4, 0.5 * len(rows) + 1.0
-    figure = canvas(width * len(kinds) * min(len(panels), 2), height * -(-len(panels) // 2))
-    shape = (-(-len(panels) // 2), min(len(panels), 2) * len(kinds))
-    grid = figure.subplots(*shape, squeeze=False)
+    across = 2 if both else min(len(panels), 2)
+    down = -(-len(panels) * len(kinds) // across)
+    figure = canvas(width * across, height * down)
+    grid = figure.subplots(down, across, squeeze=False, sharey=both)
     spots = iter(grid.flat)
     for title, cells in panels.items():
         for kind in kinds:
@@ -295,7 +299,8 @@ def _matrix(found: Reproduction, wanted: Drawing) -> Figure:
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
             axes.set_xlabel(plain(names[-1]), fontsize=8)
-            axes.set_ylabel(plain(names[-2]), fontsize=8)
+            if kind == "ours":
+                axes.set_ylabel(plain(names[-2]), fontsize=8)
             more = f" ({unit})" if unit else ""
             axes.set_title(plain(f"{title} {kind if both else ''}{more}".strip()), fontsize=8.5)
     for axes in spots:
