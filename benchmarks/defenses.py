@@ -1,6 +1,7 @@
 """Defenses: images per second beside per-image loops and peers, and as a share of a ResNet-50.
 
-    python benchmarks/defenses.py --model zoo.py:resnet50 [--sides 32,224,299] [--batches 1,64]
+    python benchmarks/defenses.py --model zoo.py:resnet50 [--sides 32,224,299] [--batches 1,64] \
+        [--loop-images 64]
 
 Every registered defense is measured with its defaults, found by introspection, and the papers'
 chains. A share is the defense's time per image over that of a forward pass of the model, which is
@@ -74,8 +75,7 @@ SMALL = "one small image: a hundred small operations, most of them for its draw"
 
 def reason(text: str, side: int, batch: int) -> str:
     """Why a share may exceed the limit, if there is a reason."""
-    alone = text in ("rand", *CHAINS) and (side, batch) == (32, 1)
-    return REASONS.get(text, SMALL if alone else "")
+    return REASONS.get(text, SMALL if (side, batch) == (32, 1) else "")
 
 
 Run = Callable[[], object]

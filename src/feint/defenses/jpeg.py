@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import BinaryIO, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -87,11 +87,12 @@ class JPEG(Defense):
         ConfigError: If `subsampling` is unknown.
         ShapeError: If there are neither one nor three channels.
 
-    Cost: One run of libjpeg per image, spread over the threads: 1.3 to 1.6 % of the time of a
-        ResNet-50 forward pass at 224 and 299 px, 5 % at 32 px. In batches of 64 on two threads that
-        is 1.0 (32 px) to 1.5 times (299 px) as fast as ART (`benchmarks/results/defenses.md`), and
-        not more, because most of it is the same compiled codec, and Pillow's own Python code around
-        it. The surrogate's forward and backward pass take about six times as long.
+    Cost: One run of libjpeg per image, spread over the threads: 1.4 to 2.8 % of the time of a
+        ResNet-50 forward pass at 224 and 299 px, 6 % at 32 px. In batches of 64 on two threads that
+        is 2.2 times as fast as ART at 299 px, 1.5 times at 224 px and no faster at 32 px
+        (`benchmarks/results/defenses.md`): libjpeg itself takes most of it, and around small images
+        Pillow's Python code. The surrogate's forward and backward pass take about six times as
+        long.
 
     Example:
         >>> import torch
@@ -168,17 +169,18 @@ def pillow_jpeg(
     each = quality.tolist() if isinstance(quality, Tensor) else [quality] * len(x)
     step = max(_THREADED // x[0].numel(), 1)
 
-    def code(begin: int) -> None:
+    def code(begin: int, file: BinaryIO) -> None:
         some = slice(begin, begin + step)
         planes = to_uint8_numpy(source[some], rounding) if here else source[some]
         back = np.empty_like(planes) if here else result[some]
         for picture, coded, q in zip(planes, back, each[some], strict=True):
             channels = [Image.fromarray(plane) for plane in picture]
             image = channels[0] if len(channels) == 1 else Image.merge("RGB", channels)
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=q, subsampling=subsampling)
-            buffer.seek(0)
-            with JpegImageFile(buffer) as decoded:
+            file.seek(0)
+            image.save(file, "JPEG", quality=q, subsampling=subsampling)
+            size = file.tell()  # beyond it may be the end of a larger one
+            file.seek(0)
+            with JpegImageFile(io.BytesIO(file.read(size))) as decoded:
                 values = np.asarray(decoded)
             for k, plane in enumerate(coded):
                 plane[...] = values if len(coded) == 1 else values[..., k]
@@ -186,8 +188,9 @@ def pillow_jpeg(
             np.divide(back, result.dtype.type(255), out=result[some])
 
     def code_all(starts: range) -> None:
-        for begin in starts:
-            code(begin)
+        with _memory_file(workers > 1) as file:
+            for begin in starts:
+                code(begin, file)
 
     # Pillow frees the interpreter lock while it codes; for small images that is too short to help.
     enough = x[0].numel() >= _THREADED
@@ -198,6 +201,16 @@ def pillow_jpeg(
     else:
         code_all(range(0, len(x), step))
     return out if here else from_uint8(out.to(x.device), x.dtype)
+
+
+def _memory_file(shared: bool) -> BinaryIO:
+    """A file in memory; for threads beside others with a descriptor, where there is such a thing.
+
+    Only into a descriptor does Pillow encode without holding the interpreter lock.
+    """
+    if shared and hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("feint-jpeg"), "r+b", buffering=0)
+    return io.BytesIO()
 
 
 @lru_cache(maxsize=1)

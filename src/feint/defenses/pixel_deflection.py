@@ -88,12 +88,12 @@ class PixelDeflection(Defense):
         ShapeError: If a side is shorter than 2 pixels or the map does not fit.
 
     Cost: O(K log K) on index vectors, then one copy of the image with K values replaced: in batches
-        of 64 at 224 or 299 px 0.2 to 0.3 % of the time of a ResNet-50 forward pass on the same
-        images, 600 triples about 1 %. A loop over 200 moves takes 20 times as long at 32 px, but 6
-        to 9 times at 224 and 299 px, where copying and checking the image is most of the work and
-        no part of the loop's; one over 600 triples 15 to 30 times (CPU time,
-        `benchmarks/results/defenses.md`). One image of 32 px has 9 %, with 600 triples, whose
-        number does not shrink with the image, 13 %. `"rcam"` adds a forward pass of the classifier
+        of 64 at 224 or 299 px 0.3 to 0.4 % of the time of a ResNet-50 forward pass on the same
+        images, 600 triples about 1 %. On two threads that is 22 times as fast as a loop over 200
+        moves at 32 px, but 9 and 7 times at 224 and 299 px, where checking and copying the images
+        alone would be 10 times as fast as the loop; 23 to 42 times as fast as one over 600 triples
+        (`benchmarks/results/defenses.md`). One image of 32 px has 12 %, with 600 triples, whose
+        number does not shrink with the image, 19 %. `"rcam"` adds a forward pass of the classifier
         for every image and draw.
 
     Example:

@@ -67,10 +67,11 @@ class Wavelet(Defense):
 
     Cost: O(pixels), some thirty passes over the image: in batches of 64 at 224 or 299 px `bayes`,
         `visu` and `hard` take about 2 % of the time of a ResNet-50 forward pass on the same images
-        (`sure`, which sorts every sub-band, several times that). That is a third of what
-        scikit-image takes image by image at 224 and 299 px, a twentieth at 32 px: its transform is
-        compiled C, and with as many passes over memory, twenty times faster cannot be had on a CPU
-        at large sizes (CPU time, `benchmarks/results/defenses.md`).
+        (`sure`, which sorts every sub-band, several times that). On two threads that is 6 to 8
+        times as fast as scikit-image image by image at 224 and 299 px, 28 times at 32 px. The peer
+        is compiled C; the first of the levels alone, in the fewest tensor operations that we know,
+        would be 9 times as fast at 299 px (`benchmarks/results/defenses.md`), so 20 times would
+        take a compiled kernel of our own.
 
     Example:
         >>> import torch
