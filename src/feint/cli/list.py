@@ -69,10 +69,18 @@ def _entries(kind: str) -> list[dict[str, object]]:
         ]
     if kind == "scenarios":
         return [{"name": s.name, "summary": s.knowledge} for s in SCENARIOS.values()]
-    return [
-        {"name": n, **load_recipe(n).model_dump(mode="json", exclude={"name"})}
-        for n in list_recipes()
-    ]
+    return [_recipe(n) for n in list_recipes()]
+
+
+def _recipe(name: str) -> dict[str, object]:
+    told = load_recipe(name).model_dump(mode="json", exclude={"name"})
+    makes = told.get("defense") or told["architecture"]
+    lam = told.get("ace")
+    return {
+        "name": name,
+        "makes": makes if lam is None else f"{makes} behind ACE, λ={float(lam):g}",
+        **told,
+    }
 
 
 def _common(info: Info) -> dict[str, object]:
@@ -95,7 +103,7 @@ def _table(kind: str, entries: list[dict[str, object]]) -> Table:
         "defenses": ("differentiable", "stochastic"),
         "models": ("architecture", "ace", "clean"),
         "scenarios": (),
-        "recipes": ("architecture", "ace", "defense", "epochs"),
+        "recipes": ("makes", "data", "epochs"),
     }[kind]
     for fact in facts:
         table.add_column(fact)
@@ -116,4 +124,6 @@ def _show(value: object) -> str:
         return ", ".join(map(str, value))
     if isinstance(value, float) and 0 < value < 1:
         return f"{100 * value:.2f} %"
+    if value == "?":  # whoever trains says
+        return "yours"
     return "–" if value is None else str(value)
