@@ -124,7 +124,8 @@ def deepfool(
         first step, `follow` at every later one (about three steps on CIFAR-10); then `refine`
         forward passes. The backward passes share one forward pass one after the other, which was
         1.9 times as fast on a CPU as a batched backward pass (`is_grads_batched`), and 3.7 times
-        as fast as repeating the batch.
+        as fast as repeating the batch. The gradients of all rivals that are followed are held
+        together: for ImageNet's thousand classes 0.6 GB per image of 224 px, so name `classes`.
 
     Example:
         >>> import torch
