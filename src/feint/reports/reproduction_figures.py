@@ -203,8 +203,13 @@ def _bars(found: Reproduction, wanted: Drawing) -> Figure:
         axes.set_axisbelow(True)
         if scale == 100:
             axes.set_ylim(0, 103)
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=3, fontsize=7.5, frameon=False)
+    known: dict[str, Any] = {}
+    for axes in grid.flat:  # a panel alone may lack some
+        handles, names = axes.get_legend_handles_labels()
+        known = dict(zip(names, handles, strict=True)) | known
+    drawn = [name for name in ("published", "ours", "adaptive") if name in known]
+    figure.legend([known[name] for name in drawn], drawn, loc="outside upper left", ncols=3,
+                  fontsize=7.5, frameon=False)  # fmt: skip
     grid[0, 0].set_ylabel(unit, fontsize=8)
     return figure
 
