@@ -124,13 +124,21 @@ def test_what_cannot_be_is_refused(tmp_path, folder):
         fit_defense(begin(plan), plan, torch.zeros(4, 3, 7, 9, dtype=torch.uint8), torch.arange(4))
 
 
-@pytest.mark.parametrize("stem", ["unet", "segnet", "s2snet"])
-def test_small_and_papers_recipes_differ_in_size_alone(stem):
+@pytest.mark.parametrize(
+    ("stem", "default"),
+    [
+        ("unet", "ace(form='unet', weights='untrained')"),
+        ("segnet", "s2snet(weights='untrained')"),
+        ("s2snet", "s2snet(weights='untrained')"),
+    ],
+)
+def test_small_recipes_do_what_the_papers_do_in_small(stem, default):
     small, papers = load_recipe(f"natural-{stem}"), load_recipe(f"imagenet-{stem}")
     for field in ("objective", "parts", "data", "classifier", "corrupt", "adversary"):
         assert getattr(small, field) == getattr(papers, field)
-    assert parse("ace(form='unet', weights='untrained')").structure["width"] == 64
-    assert "width=64" in papers.defense
+    of_small, of_papers = (begin(r.model_copy(update={"start": None})) for r in (small, papers))
+    assert of_papers.structure == parse(default).structure
+    assert of_small.structure["width"] < of_papers.structure["width"]
 
 
 @pytest.mark.parametrize("side", [1, 4, 5])

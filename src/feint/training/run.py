@@ -124,15 +124,14 @@ def _parts(
     plan: TrainingRecipe | DefenseRecipe, spec: str, root: str | Path | None, download: bool
 ) -> dict[str, Dataset]:
     """The images to train on and those to measure with."""
-    if not isinstance(plan, DefenseRecipe):
-        plan_side = held_out = samples = None
-    else:
-        plan_side, held_out, samples = plan.side, plan.held_out, plan.samples
+    side = held_out = samples = None
+    if isinstance(plan, DefenseRecipe):
+        side, held_out, samples = plan.side, plan.held_out, plan.samples
+    fit: Fit = "stretch" if side is None else "crop"
 
     def part(split: str) -> Dataset:
-        fit: Fit = "stretch" if plan_side is None else "crop"
         return feint.data.load(
-            spec, split=split, resize=plan_side, fit=fit, root=root, download=download
+            spec, split=split, resize=side, fit=fit, root=root, download=download
         )
 
     if held_out is None:
