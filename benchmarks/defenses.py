@@ -11,7 +11,7 @@ get the same images one by one, as their authors ran them; each is measured on a
 that a slow moment hits all of them; medians count. Each cell (defense, side, batch) is kept as soon
 as it is measured; what is there is not measured again, unless `--again`.
 
-    pip install adversarial-robustness-toolbox==1.20.1 scikit-image opencv-python-headless
+    pip install adversarial-robustness-toolbox==1.20.1 scikit-image opencv-python-headless diffusers
 
 Exit code 1 if a target is missed or was not measured. A peer that cannot be imported is named.
 """
@@ -45,12 +45,13 @@ import loops
 from feint.core import random
 from feint.core.checks import check_images
 from feint.core.color import FROM_RGB
-from feint.core.errors import FeintError
+from feint.core.errors import FeintError, ShapeError
 from feint.core.pieces import fresh_like
 from feint.core.quantise import to_uint8
 from feint.core.registry import DEFENSES
-from feint.defenses import parse
+from feint.defenses import Defense, parse
 from feint.defenses._pixelcnn import Mixture
+from feint.defenses.diffusion import Diffusion
 from feint.store.memory import hold_on_to_memory
 from provenance import provenance
 
@@ -70,12 +71,35 @@ REASONS = {
     "pixel_deflection(activation_map='rcam') + wavelet": "the map is a forward pass of the model",
     "pixel_deflection(preset='qiu')": "1800 moves, however small the image",
 }
+DDPM = "diffusion(model='DDPM of CIFAR-10')"
 SMALL = "one small image: a hundred small operations, most of them for its draw"
 
 
 def reason(text: str, side: int, batch: int) -> str:
     """Why a share may exceed the limit, if there is a reason."""
     return REASONS.get(text, SMALL if (side, batch) == (32, 1) else "")
+
+
+def ddpm() -> Defense:
+    """DiffPure with a network of DDPM's size for CIFAR-10, untrained: weights cost no time.
+
+    Raises:
+        ImportError: diffusers is not installed.
+    """
+    from diffusers import UNet2DModel
+
+    network = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+    )
+    return Diffusion(model=network.eval())
+
+
+OF_ONE_SIDE: dict[str, tuple[int, Callable[[], Defense]]] = {DDPM: (32, ddpm)}
+"""Defenses that no text makes, and the only side that they are for."""
 
 
 Run = Callable[[], object]
@@ -283,7 +307,10 @@ def measure(
     text: str, model: nn.Module, x: Tensor, args: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     """One cell: seconds per image of the defense, the model and the contestants."""
-    defense = parse(text).eval().bind(model)
+    side, make_defense = OF_ONE_SIDE.get(text, (x.shape[-1], partial(parse, text)))
+    if x.shape[-1] != side:
+        raise ShapeError(f"the network is for {side} px")
+    defense = make_defense().eval().bind(model)
     keys = random.keys(0, len(x))
     missing: dict[str, str] = {}
     seen = x[: args.model_images]
@@ -423,7 +450,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def wanted(only: str) -> Iterable[str]:
-    texts = [*DEFENSES, *CHAINS]
+    texts = [*DEFENSES, *CHAINS, *OF_ONE_SIDE]
     return [t for t in texts if not only or t in only.split(",")]
 
 
@@ -466,7 +493,7 @@ def main() -> int:
                 try:
                     cells[key] = measure(text, model, x[:batch], args)
                     slow = cells[key]["rows"]["feint"]["seconds_per_image"]
-                except (FeintError, RuntimeError) as error:
+                except (FeintError, RuntimeError, ImportError) as error:
                     cells[key] = {"refused": f"{type(error).__name__}: {error}"[:120]}
                 print(key, cells[key].get("refused") or cells[key]["rows"]["feint"], flush=True)
                 about = provenance(
