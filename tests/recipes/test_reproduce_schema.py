@@ -47,6 +47,16 @@ def test_points_are_all_combinations_with_their_targets():
     ]
 
 
+def test_fields_name_fields_that_name_others():
+    chain = {**PLAIN["base"], "kind": "{first}", "first": "{second}", "second": "{λ}/{@a}"}
+    recipe = made(base=chain)
+    grid = points(recipe, recipe.scales["cpu"], {"a": "x.py:f"})
+    assert [p.fields["attack"] for p in grid[:2]] == ["0/x.py:f", "10/x.py:f"]
+    circle = made(base={**PLAIN["base"], "kind": "{first}", "first": "{kind}"})
+    with pytest.raises(ConfigError, match="in a circle"):
+        points(circle, circle.scales["cpu"], {})
+
+
 def test_scales_replace_fields_and_users_replace_models():
     scales = {
         **PLAIN["scales"],

@@ -181,10 +181,16 @@ def resolve_model(text: str, recipe: Recipe, scale: Scale, given: Mapping[str, s
 def _filled(
     fields: dict[str, Any], labels: Mapping[str, str], name: str, role: Callable[[str], str]
 ) -> dict[str, Any]:
-    """Fields with what stands in braces in their texts; twice, as a field may name another."""
+    """Fields with what stands in braces in their texts, again as long as these name others.
+
+    Raises:
+        ConfigError: Something in braces that is not there; fields that name each other in a circle.
+    """
+    unfilled: list[str] = []
 
     def fill(value: object, known: Mapping[str, Any]) -> Any:
         if isinstance(value, str) and "{" in value:
+            unfilled.append(value)
             try:
                 return value.format_map(_Known(known, role))
             except (_Missing, UnknownNameError):
@@ -200,9 +206,13 @@ def _filled(
             return [fill(inner, known) for inner in value]
         return value
 
-    for _ in range(2):
-        fields = {key: fill(value, {**labels, **fields}) for key, value in fields.items()}
-    return fields
+    for _ in range(len(fields) + 1):  # as long as a chain can be
+        unfilled.clear()
+        known = {**labels, **fields}
+        fields = {key: fill(value, known) for key, value in fields.items()}
+        if not unfilled:
+            return fields
+    raise ConfigError(f"recipe {name}: fields name each other in a circle: {unfilled}")
 
 
 def _published(recipe: Recipe, labels: tuple[str, ...]) -> float | None:
