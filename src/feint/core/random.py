@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -31,8 +31,8 @@ _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # round multipliers
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl key increments
 _ROUNDS = 10
-_LANES = 1 << 16
-"""Counters that are run at a time."""
+_LANES, _LANES_ELSEWHERE = 1 << 16, 1 << 22
+"""Counters that are run at a time: on a CPU, what fits its caches."""
 _FEW = 8
 """Counters up to which plain integers are faster."""
 
@@ -184,15 +184,25 @@ def words(keys: Tensor, count: int) -> Tensor:
     Returns:
         int64, (*keys.shape, count).
     """
-    blocks = -(-count // 4)
+    parts = [torch.stack(four, -1).flatten(-2) for four in _fours(keys, count)]
+    return _first(parts, count)
+
+
+def _fours(keys: Tensor, count: int) -> Iterator[list[Tensor]]:
+    """`count` words or a few more, four by four: (*keys.shape, blocks) each.
+
+    They come piece by piece, so that what one round writes the next one finds in the cache.
+    """
     k0, k1 = _split(keys[..., None])
-    parts = []
-    # Piece by piece, so that what a round writes the next one finds in the cache.
-    step = max(1, _LANES // max(1, keys.numel()))
-    for position in torch.arange(blocks, device=keys.device).split(step):
+    lanes = _LANES if keys.device.type == "cpu" else _LANES_ELSEWHERE
+    step = max(1, lanes // max(1, keys.numel()))
+    for position in torch.arange(-(-count // 4), device=keys.device).split(step):
         zero = torch.zeros_like(position)
-        out = _philox(position, zero, zero, zero + 4, k0, k1)
-        parts.append(torch.stack(out, -1).flatten(-2))
+        yield _philox(position, zero, zero, zero + 4, k0, k1)
+
+
+def _first(parts: list[Tensor], count: int) -> Tensor:
+    """The first `count` of what lies in pieces along the last dimension."""
     return (parts[0] if len(parts) == 1 else torch.cat(parts, -1))[..., :count]
 
 
@@ -237,11 +247,14 @@ def uniform(
 def normal(keys: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers (Box–Muller in float64, then rounded): (*keys.shape, *shape)."""
     n = math.prod(shape)
-    w = words(keys, 2 * -(-n // 2)).unflatten(-1, (-1, 2))
-    radius = (-2.0 * torch.log((w[..., 0].double() + 0.5) * 2.0**-32)).sqrt()
-    angle = (2.0 * math.pi * 2.0**-32) * w[..., 1].double()
-    pair = torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(-2)
-    return pair[..., :n].reshape(*keys.shape, *shape).to(dtype)
+    parts = []
+    for w in _fours(keys, n):
+        level, turn = (torch.stack(pair, -1).double() for pair in (w[0::2], w[1::2]))
+        radius = level.add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+        angle = turn.mul_(2.0 * math.pi * 2.0**-32)
+        pair = torch.stack([angle.cos().mul_(radius), angle.sin().mul_(radius)], -1)
+        parts.append(pair.flatten(-3).to(dtype))
+    return _first(parts, n).reshape(*keys.shape, *shape).contiguous()
 
 
 def integers(keys: Tensor, low: int, high: int, shape: Sequence[int] = ()) -> Tensor:
