@@ -203,6 +203,9 @@ def line(*values, half=0.01):
         ({"above": {"λ": ["2"]}, "below": {"λ": ["0", "1"]}}, line(0.1, 0.2, 0.3), "holds"),
         ({"above": {"λ": ["0"]}, "below": {"λ": ["1"]}}, line(0.1, 0.2), "fails"),
         ({"above": {"λ": ["1"]}, "below": {"λ": ["0"]}}, line(0.1, 0.11), "undecided"),
+        ({"above": {"λ": ["1"]}, "below": {"λ": ["0"]}, "margin": -0.2}, line(0.3, 0.2), "holds"),
+        ({"above": {"λ": ["1"]}, "below": {"λ": ["0"]}, "margin": -0.2}, line(0.5, 0.2), "fails"),
+        ({"above": {"λ": ["1"]}, "below": {"λ": ["0"]}, "margin": 0.2}, line(0.1, 0.2), "fails"),
         ({"rises": "λ", "where": {"a": ["y"]}}, line(0.1, 0.2), "undecided"),
     ],
 )

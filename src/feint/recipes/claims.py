@@ -50,7 +50,8 @@ def decide(
         "rises" holds where no step down along the axis exceeds its intervals and the last number
         lies above the first by more than their intervals; it fails where a step down does, or
         where the first lies above the last. "above" compares every label of the one with every
-        label of the other, all others equal. Of several comparisons the worst answer counts.
+        label of the other, plus the margin, all others equal. Of several comparisons the worst
+        answer counts.
 
     Args:
         claim: The claim.
@@ -75,7 +76,7 @@ def decide(
                 line = line if claim.rises else line[::-1]
                 answers.append(_rises(line, key, show))
     elif claim.above is not None and claim.below is not None:
-        answers += _compare(claim.above, claim.below, names, chosen, show)
+        answers += _compare(claim.above, claim.below, claim.margin, names, chosen, show)
     else:
         for labels, number in chosen.items():
             answers.append(_bound(number, claim.least, claim.most, labels, show))
@@ -122,6 +123,7 @@ def _rises(line: list[Number], key: Labels, show: Callable[[float], str]) -> tup
 def _compare(
     above: Mapping[str, Sequence[str]],
     below: Mapping[str, Sequence[str]],
+    margin: float,
     names: list[str],
     chosen: Mapping[Labels, Number],
     show: Callable[[float], str],
@@ -144,10 +146,10 @@ def _compare(
                     continue
                 a, b = _ends(high), _ends(low)
                 text = f"{', '.join(labels)}: {show(a[1])}; {', '.join(others)}: {show(b[1])}"
-                if a[1] < b[1]:
-                    answers.append(("fails" if a[2] < b[0] else "undecided", text))
+                if a[1] < b[1] + margin:
+                    answers.append(("fails" if a[2] < b[0] + margin else "undecided", text))
                 else:
-                    answers.append(("holds" if a[0] > b[2] else "undecided", text))
+                    answers.append(("holds" if a[0] > b[2] + margin else "undecided", text))
     return answers  # type: ignore[return-value]
 
 

@@ -85,6 +85,9 @@ class Claim(_Frozen):
     above: dict[str, list[str]] | None = None
     """The numbers with these labels are larger than those with the labels of `below`."""
     below: dict[str, list[str]] | None = None
+    margin: float = 0.0
+    """By how much those of `above` are the larger ones; negative: by how much they may be the
+    smaller ones."""
     least: float | None = None
     """The numbers are at least so large; a share, or in the metric's unit."""
     most: float | None = None
