@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 from typing import Literal
 
 from feint.diagnostics.numbers import Number
@@ -47,9 +47,8 @@ def decide(
     """Judge a claim.
 
     Convention:
-        "rises" holds where no step down along the axis exceeds its intervals and the last number
-        lies above the first by more than their intervals; it fails where a step down does, or
-        where the first lies above the last. "above" compares every label of the one with every
+        "rises" holds where no number lies below an earlier one by more than their intervals and
+        the last one above the first by more than theirs; it fails where one does. "above" compares every label of the one with every
         label of the other, plus the margin, all others equal. Of several comparisons the worst
         answer counts.
 
@@ -114,8 +113,7 @@ def _ends(number: Number) -> tuple[float, float, float]:
 def _rises(line: list[Number], key: Labels, show: Callable[[float], str]) -> tuple[Answer, str]:
     ends = [_ends(n) for n in line]
     text = f"{', '.join(key) or 'all'}: " + " → ".join(show(value) for _, value, _ in ends)
-    down = any(high < low for (low, _, _), (_, _, high) in pairwise(ends))
-    if down or ends[-1][1] < ends[0][1]:
+    if any(high < low for (low, _, _), (_, _, high) in combinations(ends, 2)):
         return "fails", text
     return ("holds" if ends[-1][0] > ends[0][2] else "undecided"), text
 
