@@ -48,9 +48,9 @@ def decide(
 
     Convention:
         "rises" holds where no number lies below an earlier one by more than their intervals and
-        the last one above the first by more than theirs; it fails where one does. "above" compares every label of the one with every
-        label of the other, plus the margin, all others equal. Of several comparisons the worst
-        answer counts.
+        the last one above the first by more than theirs; it fails where one does. "above" compares
+        every label of the one with every label of the other, plus the margin, all others equal. Of
+        several comparisons the worst answer counts.
 
     Args:
         claim: The claim.
