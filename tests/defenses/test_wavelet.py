@@ -22,6 +22,7 @@ class TestWavelet(DefenseContract):
     configs = (
         {},
         {"method": "visu", "levels": 2},
+        {"method": "visu", "sigma": None},
         {"method": "sure", "sigma": 0.1},
         {"method": "hard"},
     )
@@ -123,6 +124,37 @@ def test_equals_todays_scikit_image_on_one_plain_channel(method: str, name: str)
         x[0, 0].numpy(), sigma=0.1, wavelet="db1", method=name, mode="soft", rescale_sigma=False
     )
     np.testing.assert_allclose(got, np.clip(expected, 0, 1), atol=1e-12)
+
+
+@pytest.mark.parametrize(("method", "name"), [("bayes", "BayesShrink"), ("visu", "VisuShrink")])
+def test_estimated_noise_is_scikit_images(method: str, name: str) -> None:
+    x = natural(3, 91, 75)[:, :1]
+    x[..., :9, :] = 0.5  # zeros do not count
+    got = Wavelet(method=method, sigma=None, color="rgb")(x)[0, 0].numpy()
+    expected = denoise_wavelet(
+        x[0, 0].numpy(), wavelet="db1", method=name, mode="soft", rescale_sigma=False
+    )
+    np.testing.assert_allclose(got, np.clip(expected, 0, 1), atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["bayes", "visu", "sure", "hard"])
+def test_estimated_noise_is_each_channels_own(method: str) -> None:
+    """By hand: the noise of every stretched channel, then as with that σ; flat images stay."""
+    x = natural(1, 48, 40)
+    ycbcr = color.rgb2ycbcr(np.moveaxis(x[0].numpy(), 0, -1))
+    for i in range(3):
+        channel = ycbcr[..., i]
+        low, high = channel.min(), channel.max()
+        stretched = (channel - low) / (high - low)
+        diagonal = np.abs(pywt.dwtn(stretched, "db1", mode="symmetric")["dd"])
+        sigma = np.median(diagonal[diagonal > 0]) / 0.6744897501960817
+        out = np.clip(shrink_channel(stretched, method, sigma), 0, 1)
+        ycbcr[..., i] = out * (high - low) + low
+    expected = np.clip(np.moveaxis(color.ycbcr2rgb(ycbcr), -1, 0), 0, 1)
+    denoiser = Wavelet(method=method, sigma=None)
+    np.testing.assert_allclose(denoiser(x)[0].numpy(), expected, rtol=0, atol=1e-9)
+    flat = torch.full((2, 3, 33, 20), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(denoiser(flat), flat, rtol=0, atol=1e-12)
 
 
 def test_float32_is_float64_rounded() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from statistics import NormalDist
 from typing import ClassVar, Literal
 
 import torch
@@ -22,6 +23,7 @@ Method = Literal["bayes", "visu", "sure", "hard"]
 
 _METHODS = ("bayes", "visu", "sure", "hard")
 _EPS = 2.0**-52  # of float64, in which the original computes
+_MEDIAN = NormalDist().inv_cdf(0.75)  # median size of a standard normal number
 _PIECE = 1 << 20  # values at a time: fewer calls, and still in the cache
 
 
@@ -52,7 +54,9 @@ class Wavelet(Defense):
 
     Args:
         method: `"bayes"` (the paper's choice), `"visu"`, `"sure"` or `"hard"`.
-        sigma: Noise level σ > 0; the paper's 0.04.
+        sigma: Noise level σ > 0; the paper's 0.04. None: that of each channel by itself, the median
+            size of the finest diagonal coefficients that are not zero over 0.6745 (scikit-image's
+            default; S2's Table 4 has figures for `visu` that only this gives).
         wavelet: `"db1"`, also called `"haar"`.
         levels: Depth; by default max(⌊log₂ min(H, W)⌋ − 3, 1): 2 for 32 px, 4 for 224, 5 for 299.
         color: `"ycbcr"`; or `"rgb"`: the channels as they are, neither turned nor stretched.
@@ -100,7 +104,7 @@ class Wavelet(Defense):
         self,
         *,
         method: Method = "bayes",
-        sigma: float = 0.04,
+        sigma: float | None = 0.04,
         wavelet: Literal["db1", "haar"] = "db1",
         levels: int | None = None,
         color: Literal["ycbcr", "rgb"] = "ycbcr",
@@ -112,11 +116,12 @@ class Wavelet(Defense):
             raise ConfigError(f"wavelet is {wavelet!r}; expected 'db1' (the same as 'haar')")
         if color not in ("ycbcr", "rgb"):
             raise ConfigError(f"color is {color!r}; expected 'ycbcr' or 'rgb'")
-        if not sigma > 0:
-            raise RangeError(f"sigma is {sigma}; expected a noise level > 0, such as 0.04")
+        if sigma is not None and not sigma > 0:
+            raise RangeError(f"sigma is {sigma}; expected a noise level > 0, such as 0.04, or None")
         if levels is not None and levels < 1:
             raise RangeError(f"levels is {levels}; expected at least 1, or None")
-        self.method, self.sigma, self.color = method, float(sigma), color
+        self.method, self.color = method, color
+        self.sigma = None if sigma is None else float(sigma)
         self.wavelet, self.levels = wavelet, levels
 
     def transform(self, x: Tensor, params: Params) -> Tensor:
@@ -155,19 +160,23 @@ class Wavelet(Defense):
         side, pixels = min(size), size[0] * size[1]
         depth = max(side.bit_length() - 1 - 3, 1) if self.levels is None else self.levels
         sizes, details = [], []
+        noise: Tensor | float | None = self.sigma
         for k in range(depth):
             sizes.append(x.shape[-2:])
             x, detail = _split(_even(x))
-            details.append(self._shrink(detail, span[..., None] * 2 ** (k + 1), pixels))
+            unit = span[..., None] * 2 ** (k + 1)
+            if noise is None:
+                noise = _noise(detail[:, :, 2:]) / unit
+            details.append(self._shrink(detail, unit, noise, pixels))
         for k in reversed(range(depth)):
             x = _join(x, details[k])[..., : sizes[k][0], : sizes[k][1]]
             if k:
                 x = _scaled(x, 0.25)
         return x
 
-    def _shrink(self, d: Tensor, unit: Tensor, pixels: int) -> Tensor:
+    def _shrink(self, d: Tensor, unit: Tensor, noise: Tensor | float, pixels: int) -> Tensor:
         """Threshold the sub-bands d, (B, C, 3, h, w), each by itself, in units of `unit`."""
-        sigma = self.sigma * unit
+        sigma = noise * unit
         if self.method == "hard":
             return torch.where(d.abs() > sigma * math.sqrt(2 * math.log(pixels)), d, 0.0)
         if self.method == "visu":
@@ -215,6 +224,16 @@ def _between(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -
         torch.maximum(x, low, out=x)
         return torch.minimum(x, high, out=x)
     return x.clamp_(0, 1)
+
+
+def _noise(d: Tensor) -> Tensor:
+    """The standard deviation that normal coefficients of this median size have, per channel.
+
+    Zeros do not count (flat parts of the image); where there is nothing else it is next to none.
+    """
+    size = d.abs().flatten(-2)
+    median = torch.where(size > 0, size, math.nan).nanquantile(0.5, -1)[..., None, None]
+    return (median / _MEDIAN).nan_to_num(0.0).clamp_min(_EPS)
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
