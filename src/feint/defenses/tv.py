@@ -64,8 +64,8 @@ class TV(Defense):
         RangeError: If `keep` is not in (0, 1], `weight` not above 0, `tol` negative, or `steps` or
             `sweeps` below 1.
 
-    Cost: About 20 + 7·sweeps passes over the image per iteration: on a photograph a third
-        to a half (`"guo"`) or four fifths (`"qiu"`) of a ResNet-50 forward pass, on a CPU. A view's `exact`
+    Cost: About 20 + 7·sweeps passes over the image per iteration: on a photograph a third to a half
+        (`"guo"`) or four fifths (`"qiu"`) of a ResNet-50 forward pass, on a CPU. A view's `exact`
         backward pass takes some four times the forward pass.
 
     Example:
