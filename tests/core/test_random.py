@@ -215,3 +215,12 @@ def test_words_are_the_same_on_a_gpu() -> None:
     keys = random.keys(0, torch.arange(5, device="cuda"))
     assert torch.equal(keys.cpu(), random.keys(0, 5))
     assert torch.equal(random.words(keys, 100).cpu(), random.words(random.keys(0, 5), 100))
+
+
+def test_numbers_do_not_hang_on_the_pieces(monkeypatch) -> None:
+    """Property: words and normal numbers are the same, made at once or a few counters at a time."""
+    keys = random.keys(3, 5)
+    whole = random.words(keys, 39), random.normal(keys, (3, 13))
+    monkeypatch.setattr(random, "_LANES", 12)
+    assert torch.equal(random.words(keys, 39), whole[0])
+    assert torch.equal(random.normal(keys, (3, 13)), whole[1])

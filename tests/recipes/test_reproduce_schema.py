@@ -193,6 +193,8 @@ def line(*values, half=0.01):
         ({"rises": "λ"}, line(0.1, 0.095, 0.3), "holds"),  # a step down within the intervals
         ({"rises": "λ"}, line(0.1, 0.05, 0.3), "fails"),
         ({"rises": "λ"}, line(0.1, 0.1, 0.1), "undecided"),
+        ({"rises": "λ"}, line(0.1, 0.105, 0.095), "undecided"),  # the last below, within them
+        ({"rises": "λ"}, line(0.13, 0.115, 0.1), "fails"),  # each step within them, not their sum
         ({"falls": "λ"}, line(0.3, 0.2, 0.1), "holds"),
         ({"falls": "λ"}, line(0.1, 0.2, 0.3), "fails"),
         ({"least": 0.1}, line(0.2, 0.3), "holds"),

@@ -56,7 +56,7 @@ class Wavelet(Defense):
         method: `"bayes"` (the paper's choice), `"visu"`, `"sure"` or `"hard"`.
         sigma: Noise level σ > 0; the paper's 0.04. None: that of each channel by itself, the median
             size of the finest diagonal coefficients that are not zero over 0.6745 (scikit-image's
-            default; S2's Table 4 has figures for `visu` that only this gives).
+            default, with which `visu` comes far nearer to S2's Table 4 than with 0.04).
         wavelet: `"db1"`, also called `"haar"`.
         levels: Depth; by default max(⌊log₂ min(H, W)⌋ − 3, 1): 2 for 32 px, 4 for 224, 5 for 299.
         color: `"ycbcr"`; or `"rgb"`: the channels as they are, neither turned nor stretched.
