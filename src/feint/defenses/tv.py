@@ -66,7 +66,7 @@ class TV(Defense):
 
     Cost: About 20 + 7·sweeps passes over the image per iteration: on a photograph a third to a half
         (`"guo"`) or four fifths (`"qiu"`) of a ResNet-50 forward pass, on a CPU. A view's `exact`
-        backward pass takes some four times the forward pass.
+        backward pass takes four to six times the forward pass.
 
     Example:
         >>> import torch
