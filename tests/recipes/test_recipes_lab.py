@@ -48,3 +48,29 @@ def test_a_damaged_memory_is_measured_again(measure, tmp_path):
     file.write_bytes(file.read_bytes()[:40])
     assert measure("figure3b", {"steps": 1}) == ["figure3a", "figure3b"]
     assert measure("figure3a", {"steps": 1}) == ["figure3a", "figure3b"]
+
+
+def test_time_is_told_once_and_from_memory_too(tmp_path, monkeypatch):
+    """Closed form: a clock that only moves inside of measures."""
+    now = [0.0]
+    monkeypatch.setattr("feint.recipes.lab.time.perf_counter", lambda: now[0])
+
+    def total(folder):
+        lab = Lab(tmp_path / folder, DataSpec(spec="bundled:cifar10", samples=2))
+
+        def crafted():
+            now[0] += 5
+            return Measured({"a": np.arange(3)}, {})
+
+        def judged(seconds):
+            lab.keep("crafted", {}, (), crafted)
+            now[0] += seconds
+            return Measured({}, {"value": Number(0.5)})
+
+        for seconds in (1, 2):  # both of the same crafted images
+            lab.keep("judged", {"seconds": seconds}, ("seconds",), lambda s=seconds: judged(s))
+        return sum(lab.seconds.values())
+
+    assert total("figure3") == 5 + 1 + 2
+    assert total("figure4") == 5 + 1 + 2
+    assert now[0] == 5 + 1 + 2

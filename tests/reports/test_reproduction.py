@@ -65,6 +65,7 @@ def test_a_page_names_models_and_images() -> None:
         "cores": 2,
         "packages": {"torch": "2", "feint": "0"},
         "seed": 0,
+        "command": "feint reproduce ace/table6 --scale cpu -n 100",
     }
     number = Number(0.5, 100, 0.4, 0.6)
     recipe = load_recipe("ace/table6")
@@ -73,6 +74,7 @@ def test_a_page_names_models_and_images() -> None:
         for labels in product(*map(tuple, recipe.axes.values()))
     )
     page = markdown(Reproduction(recipe, "cpu", entries, (), (), Path(), about, 0.0))
+    assert "\n`feint reproduce ace/table6 --scale cpu -n 100`\n" in page
     assert "Models: `bf16:net.py:load`, `bundled:cifar10-resnet20`." in page
     assert "Images: 100 of `images.csv` (224×224), 25 of `images.csv` (224×299)." in page
 
@@ -81,6 +83,7 @@ def test_models_are_named_without_folders() -> None:
     assert short_spec("bf16:some/where/net.py:load") == "bf16:net.py:load"
     assert short_spec("some/where/net.py:load") == "net.py:load"
     assert short_spec("bf16:trained:NAME@1/2") == "bf16:trained:NAME@1/2"
+    assert short_spec("fd*2 | some/where/net.py:load") == "fd*2 | net.py:load"
 
 
 def test_a_figure_leaves_out_what_could_not_be_measured() -> None:

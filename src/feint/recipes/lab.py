@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -52,8 +53,11 @@ class Lab:
     trust: bool = False
     download: bool = False
     seed: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What each measure took that was asked for, without those within it; from memory, too."""
     _models: dict[str, Loaded] = field(default_factory=dict)
     _data: dict[str, Dataset] = field(default_factory=dict)
+    _within: float = 0.0
 
     def loaded(self, spec: str) -> Loaded:
         """A model with what is known of it."""
@@ -128,19 +132,34 @@ class Lab:
             elif key == "models":
                 value = {k: self.loaded(str(v)).fingerprint for k, v in dict(value or {}).items()}
             content[key] = value
-        path = self.folder / "measures" / f"{digest(content)}.npz"
+        key = digest(content)
+        path = self.folder / "measures" / f"{key}.npz"
         for known in (path, *sorted(self.folder.parent.glob(f"*/measures/{path.name}"))):
             raw = read_bytes(known)
             if raw is None:
                 continue
             try:
-                return _decode(raw)
+                found, seconds = _decode(raw)
             except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile, zlib.error):
                 continue  # a damaged file is measured again
-        found = make()
+            self.seconds.update(seconds)
+            return found
+        found, seconds = self._timed(key, make)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, _encode(found))
+        write_atomic(path, _encode(found, seconds))
         return found
+
+    def _timed(self, key: str, make: Callable[[], Measured]) -> tuple[Measured, dict[str, float]]:
+        """What `make` gives, and the seconds of it and of every measure within it."""
+        (outer, self.seconds), (before, self._within) = (self.seconds, {}), (self._within, 0.0)
+        begun = time.perf_counter()
+        try:
+            found = make()
+        finally:
+            whole = time.perf_counter() - begun
+            seconds = {**self.seconds, key: whole - self._within}
+            self.seconds, self._within = {**outer, **seconds}, before + whole
+        return found, seconds
 
 
 def data_spec(wanted: Mapping[str, Any]) -> DataSpec:
@@ -157,7 +176,10 @@ def data_spec(wanted: Mapping[str, Any]) -> DataSpec:
 
 
 def short_spec(spec: str) -> str:
-    """A model's spec without the folders of this machine."""
+    """A spec of a model or of data without the folders of this machine."""
+    front, bar, last = spec.rpartition("|")
+    if bar:  # a defense as part of the model
+        return f"{front.strip()} | {short_spec(last.strip())}"
     if spec.startswith("bf16:"):
         return f"bf16:{short_spec(spec.removeprefix('bf16:'))}"
     return spec if spec.startswith(("bundled:", "trained:")) else spec.rpartition("/")[2]
@@ -167,17 +189,22 @@ def _defense(fields: Mapping[str, Any]) -> str:
     return str(fields.get("defense", "none"))
 
 
-def _encode(found: Measured) -> bytes:
+def _encode(found: Measured, seconds: Mapping[str, float]) -> bytes:
     numbers = {k: [v.value, v.n, v.low, v.high] for k, v in found.numbers.items()}
-    text = np.frombuffer(json.dumps(numbers).encode(), np.uint8)
-    file = io.BytesIO()
     arrays: dict[str, Any] = {f"a:{k}": v for k, v in found.arrays.items()}
-    np.savez_compressed(file, __numbers__=text, **arrays)
+    file = io.BytesIO()
+    np.savez_compressed(file, __numbers__=_text(numbers), __seconds__=_text(seconds), **arrays)
     return file.getvalue()
 
 
-def _decode(raw: bytes) -> Measured:
+def _text(value: object) -> np.ndarray:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def _decode(raw: bytes) -> tuple[Measured, dict[str, float]]:
     with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
         numbers = json.loads(archive["__numbers__"].tobytes().decode())
         arrays = {k[2:]: archive[k] for k in archive.files if k.startswith("a:")}
-    return Measured(arrays, {k: Number(*v) for k, v in numbers.items()})
+        timed = "__seconds__" in archive.files  # memories of old are not
+        seconds = json.loads(archive["__seconds__"].tobytes().decode()) if timed else {}
+    return Measured(arrays, {k: Number(*v) for k, v in numbers.items()}), seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -215,9 +216,15 @@ def reproduce(
         tuple(told),
         tuple(evaluations),
         Path(folder),
-        _provenance(lab, tasks, seed, command),
+        {
+            "command": _command(plan, scale, models or {}, data or {}, sets or {}, seed),
+            **_provenance(lab, tasks, seed),
+        },
         # What was there already took its time, too.
-        max(time.perf_counter() - begun, sum(found.seconds for found in results.values())),
+        max(
+            time.perf_counter() - begun,
+            sum(found.seconds for found in results.values()) + sum(lab.seconds.values()),
+        ),
     )
 
 
@@ -375,9 +382,30 @@ def _models(tasks: Sequence[_Task]) -> list[str]:
     return sorted(named)
 
 
-def _provenance(
-    lab: Lab, tasks: Sequence[_Task], seed: int, command: Sequence[str]
-) -> dict[str, Any]:
+def _command(
+    recipe: Recipe,
+    scale: str,
+    models: Mapping[str, str],
+    data: Mapping[str, Any],
+    sets: Mapping[str, str],
+    seed: int,
+) -> str:
+    """What to type for the same numbers, up to the folders of this machine."""
+    words = ["feint", "reproduce", recipe.name, "--scale", scale]
+    for role, spec in models.items():
+        words += ["--model", f"{role}={short_spec(spec)}"]
+    if "spec" in data:
+        words += ["--data", short_spec(str(data["spec"]))]
+    for role, spec in sets.items():
+        words += ["--data", f"{role}={short_spec(spec)}"]
+    if "samples" in data:
+        words += ["-n", str(data["samples"])]
+    if seed:
+        words += ["--seed", str(seed)]
+    return shlex.join(words)
+
+
+def _provenance(lab: Lab, tasks: Sequence[_Task], seed: int) -> dict[str, Any]:
     """What the numbers were made with; no path of this machine."""
     models = {}
     for spec in _models(tasks):
@@ -387,7 +415,7 @@ def _provenance(
     for task in tasks:
         for fields in task.both():
             dataset = lab.dataset(fields)
-            name = lab.data_of(fields).spec.rpartition("/")[2]
+            name = short_spec(lab.data_of(fields).spec)
             held: dict[str, Any] = {
                 "samples": len(dataset),
                 "shape": list(dataset.shape),

@@ -180,7 +180,7 @@ def markdown(found: Reproduction) -> str:
     """The table as a page of its own."""
     recipe, axes, known = found.recipe, list(found.recipe.axes), _knows(found)
     lines = [f"# {recipe.place}: {recipe.title}", ""]
-    lines += [f"`feint reproduce {recipe.name} --scale {found.scale}`", ""]
+    lines += [f"`{found.provenance['command']}`", ""]
     lines += [f"**Scale `{found.scale}`.** {recipe.scales[found.scale].about} {_units(found)}", ""]
     if recipe.about:
         lines += [recipe.about, ""]
