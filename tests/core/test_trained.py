@@ -1,5 +1,7 @@
 """Models that a recipe left in the cache. Oracle: the model that was saved."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,8 +12,9 @@ from feint.models import build, load, save_bundle
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FEINT_CACHE", str(tmp_path))
-    return tmp_path
+    monkeypatch.setenv("FEINT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("feint.core.trained._checkout", lambda: [tmp_path / "weights"])
+    return tmp_path / "cache"
 
 
 def leave(name, digest):
@@ -44,6 +47,23 @@ def test_two_contents_of_one_name_are_not_guessed_between(cache):
     with pytest.raises(ConfigError, match="trained:mine@abc, trained:mine@abd"):
         trained_path("mine")
     assert trained_path("mine@abd").parent.name == "mine@abd"
+
+
+def test_weights_of_a_checkout_stand_behind_those_of_the_cache(cache):
+    leave("mine", "abc")
+    cache.rename(cache.parent / "weights")
+    assert trained_path("mine").is_relative_to(cache.parent / "weights")
+    leave("mine", "abc")
+    assert trained_path("mine").is_relative_to(cache)
+    leave("mine", "abd")
+    with pytest.raises(ConfigError, match="trained:mine@abc, trained:mine@abd"):
+        trained_path("mine")
+
+
+def test_the_weights_of_this_repository_need_no_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEINT_CACHE", str(tmp_path))
+    found = trained_path("cifar10-toy")
+    assert found.parent.parent == Path(__file__).parents[2] / "weights" / "trained"
 
 
 def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):

@@ -231,6 +231,7 @@ def test_hits_need_an_overlap_of_both_sampling_errors():
 
 def test_weights_that_are_not_there_are_told_of_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setenv("FEINT_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("feint.core.trained._checkout", list)
     with pytest.raises(DataError, match="make them: feint train cifar10-resnet20-short-ace0"):
         reproduce("ace/table2", scale="cpu", folder=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -22,22 +22,31 @@ def trained_folder(name: str, digest: str) -> Path:
 
 
 def trained_path(name: str) -> Path:
-    """The weights of `NAME` or `NAME@DIGEST` in the cache.
+    """The weights of `NAME` or `NAME@DIGEST`: in the cache, or else in `weights/` of a checkout.
 
     Raises:
         DataError: There are none; the message says how to make them.
         ConfigError: Recipes of several contents left weights of this name.
     """
     stem, at, _ = name.partition("@")
-    folder = cache_folder() / "trained"
-    found = sorted(folder.glob(f"{name if at else stem + '@*'}/{stem}.safetensors"))
+    shelves = [folder / "trained" for folder in (cache_folder(), *_checkout())]
+    wanted = f"{name if at else stem + '@*'}/{stem}.safetensors"
+    found: dict[str, Path] = {}
+    for file in (file for shelf in shelves for file in sorted(shelf.glob(wanted))):
+        found.setdefault(file.parent.name, file)
     if not found:
-        known = sorted({p.stem for p in folder.glob("*/*.safetensors")})
+        known = sorted({p.stem for shelf in shelves for p in shelf.glob("*/*.safetensors")})
         there = f"; there are {', '.join(known)}" if known else ""
         raise DataError(
-            f"no trained weights {name!r} in {folder}{there}; make them: feint train {stem}"
+            f"no trained weights {name!r} in {shelves[0]}{there}; make them: feint train {stem}"
         )
     if len(found) > 1:
-        names = ", ".join(f"trained:{p.parent.name}" for p in found)
+        names = ", ".join(f"trained:{folder}" for folder in sorted(found))
         raise ConfigError(f"there are several trained weights {stem!r}; say which: {names}")
-    return found[0]
+    return next(iter(found.values()))
+
+
+def _checkout() -> list[Path]:
+    """`weights/` of the repository, if this is run from a checkout of it."""
+    source = Path(__file__).parents[2]
+    return [source.parent / "weights"] if source.name == "src" else []
