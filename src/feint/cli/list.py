@@ -21,7 +21,7 @@ from feint.training.recipe import list_recipes, load_recipe
 
 __all__ = ["list_names"]
 
-_KINDS = ("attacks", "defenses", "models", "scenarios", "recipes")
+_KINDS = ("attacks", "defenses", "models", "scenarios", "recipes", "metrics", "drawings")
 
 
 def list_names(
@@ -30,7 +30,10 @@ def list_names(
     ] = None,
     as_json: common.Json = False,
 ) -> None:
-    """List attacks, defenses, models, scenarios and training recipes."""
+    """List attacks, defenses, models, scenarios, training recipes, and what tables are made of.
+
+    Metrics and drawings are for recipes of `feint reproduce`.
+    """
     with common.guard():
         if kind is not None and kind not in _KINDS:
             raise UnknownNameError("kind", kind, _KINDS)
@@ -69,16 +72,35 @@ def _entries(kind: str) -> list[dict[str, object]]:
         ]
     if kind == "scenarios":
         return [{"name": s.name, "summary": s.knowledge} for s in SCENARIOS.values()]
+    if kind in ("metrics", "drawings"):
+        return _parts(kind)
     return [_recipe(n) for n in list_recipes()]
+
+
+def _parts(kind: str) -> list[dict[str, object]]:
+    """What recipes of tables and figures are made of; imported here, as it draws."""
+    from feint.recipes.reproduce import METRICS
+    from feint.reports.reproduction import DRAWINGS
+
+    if kind == "metrics":
+        return [
+            {"name": m.name, "unit": "share" if m.share else "number", "summary": m.summary}
+            for m in METRICS.values()
+        ]
+    return [
+        {"name": n, "summary": " ".join((f.__doc__ or "").split())} for n, f in DRAWINGS.items()
+    ]
 
 
 def _recipe(name: str) -> dict[str, object]:
     told = load_recipe(name).model_dump(mode="json", exclude={"name"})
     makes = told.get("defense") or told["architecture"]
-    lam = told.get("ace")
+    lam = None if told.get("ace") is None else f"{float(told['ace']):g}"
+    if lam == "inf":
+        told["ace"] = lam  # JSON has no such number
     return {
         "name": name,
-        "makes": makes if lam is None else f"{makes} behind ACE, λ={float(lam):g}",
+        "makes": makes if lam is None else f"{makes} behind ACE, λ={lam}",
         **told,
     }
 
@@ -104,10 +126,12 @@ def _table(kind: str, entries: list[dict[str, object]]) -> Table:
         "models": ("architecture", "ace", "clean"),
         "scenarios": (),
         "recipes": ("makes", "data", "epochs"),
+        "metrics": ("unit",),
+        "drawings": (),
     }[kind]
     for fact in facts:
         table.add_column(fact)
-    if kind in ("attacks", "defenses", "scenarios"):
+    if "summary" in entries[0]:
         table.add_column("what it is", ratio=1)
     for entry in entries:
         row = [str(entry["name"]), *(_show(entry.get(f)) for f in facts)]

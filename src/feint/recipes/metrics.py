@@ -63,6 +63,7 @@ class Metric:
 
     name: str
     summary: str
+    """What it is and which fields of a point it reads, as `feint list metrics` prints it."""
     share: bool
     """Whether it is a share, which people read in percent."""
     ask: Callable[[Fields, tuple[int, ...]], Cells]
@@ -94,7 +95,7 @@ def metric(
     def register(read: Callable[[Case], Any]) -> Callable[[Case], Any]:
         if name in METRICS:
             raise ConfigError(f"there are two metrics {name!r}")
-        summary = (read.__doc__ or "").partition("\n")[0]
+        summary = " ".join((read.__doc__ or "").split())
         METRICS[name] = Metric(name, summary, share, ask or _nothing, read, models)
         return read
 

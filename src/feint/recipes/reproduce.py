@@ -27,12 +27,12 @@ from feint.recipes import (  # noqa: F401  (they register their metrics)
 from feint.recipes.claims import Verdict, decide
 from feint.recipes.grid import Point, adaptive_fields, points
 from feint.recipes.lab import Lab, data_spec, short_spec
-from feint.recipes.metrics import Case, Fields, Metric, metric_of
+from feint.recipes.metrics import METRICS, Case, Fields, Metric, metric_of
 from feint.recipes.schema import PAPERS, SCALES, Recipe, Scale, load_recipe
 from feint.store import DataSpec, RunSpec, environment, run
 from feint.store.files import read_bytes
 
-__all__ = ["Entry", "Reproduction", "reproduce"]
+__all__ = ["METRICS", "Entry", "Reproduction", "reproduce"]
 
 _Z = 1.959963984540054
 ScaleName = Literal["smoke", "cpu", "paper"]

@@ -26,10 +26,10 @@ from feint.reports import (  # noqa: F401  (they register their drawings)
     reproduction_s2snet,
 )
 from feint.reports.figures import save
-from feint.reports.reproduction_figures import draw
+from feint.reports.reproduction_figures import DRAWINGS, draw
 from feint.store.files import write_atomic
 
-__all__ = ["Rendered", "number_words", "write"]
+__all__ = ["DRAWINGS", "Rendered", "number_words", "write"]
 
 _NARROW = 6
 """Width that is left to a label in a narrow terminal."""
