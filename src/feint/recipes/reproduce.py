@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +25,11 @@ from feint.recipes import (  # noqa: F401  (they register their metrics)
 )
 from feint.recipes.claims import Verdict, decide
 from feint.recipes.grid import Point, adaptive_fields, points
-from feint.recipes.lab import Lab, data_spec, short_spec
+from feint.recipes.lab import Lab, data_spec
 from feint.recipes.metrics import METRICS, Case, Fields, Metric, metric_of
+from feint.recipes.provenance import models_of, provenance, typed
 from feint.recipes.schema import PAPERS, SCALES, Recipe, Scale, load_recipe
-from feint.store import DataSpec, RunSpec, environment, run
+from feint.store import DataSpec, RunSpec, run
 from feint.store.files import read_bytes
 
 __all__ = ["METRICS", "Entry", "Reproduction", "reproduce"]
@@ -186,7 +186,8 @@ def reproduce(
     tasks = [_Task(p, adaptive_fields(plan, chosen, p)) for p in grid]
     for task in tasks:
         task.metric = metric_of(task.point.fields)
-    for spec in _models(tasks):
+    used = [fields for task in tasks for fields in task.both()]
+    for spec in models_of(used):
         lab.loaded(spec)  # weights that are not there are told of now
     results, evaluations = _evaluate(
         tasks, lab, plan, chosen, seed, threads, workers, on_progress, command
@@ -217,8 +218,8 @@ def reproduce(
         tuple(evaluations),
         Path(folder),
         {
-            "command": _command(plan, scale, models or {}, data or {}, sets or {}, seed),
-            **_provenance(lab, tasks, seed),
+            "command": typed(plan, scale, models or {}, data or {}, sets or {}, seed),
+            **provenance(lab, used, seed),
         },
         # What was there already took its time, too.
         max(
@@ -374,55 +375,3 @@ def _hit(ours: Number, published: float | None, recipe: Recipe, share: bool = Tr
     if gap >= 0:
         return gap <= math.hypot(high - ours.value, theirs_down) + slack + 1e-12
     return -gap <= math.hypot(ours.value - low, theirs_up) + slack + 1e-12
-
-
-def _models(tasks: Sequence[_Task]) -> list[str]:
-    """Specs of the models that the points name."""
-    named = {str(f[k]) for t in tasks for f in t.both() for k in ("model", "source") if f.get(k)}
-    return sorted(named)
-
-
-def _command(
-    recipe: Recipe,
-    scale: str,
-    models: Mapping[str, str],
-    data: Mapping[str, Any],
-    sets: Mapping[str, str],
-    seed: int,
-) -> str:
-    """What to type for the same numbers, up to the folders of this machine."""
-    words = ["feint", "reproduce", recipe.name, "--scale", scale]
-    for role, spec in models.items():
-        words += ["--model", f"{role}={short_spec(spec)}"]
-    if "spec" in data:
-        words += ["--data", short_spec(str(data["spec"]))]
-    for role, spec in sets.items():
-        words += ["--data", f"{role}={short_spec(spec)}"]
-    if "samples" in data:
-        words += ["-n", str(data["samples"])]
-    if seed:
-        words += ["--seed", str(seed)]
-    return shlex.join(words)
-
-
-def _provenance(lab: Lab, tasks: Sequence[_Task], seed: int) -> dict[str, Any]:
-    """What the numbers were made with; no path of this machine."""
-    models = {}
-    for spec in _models(tasks):
-        found = lab.loaded(spec)
-        models[short_spec(spec)] = found.fingerprint[:16]
-    sets: dict[str, dict[str, Any]] = {}
-    for task in tasks:
-        for fields in task.both():
-            dataset = lab.dataset(fields)
-            name = short_spec(lab.data_of(fields).spec)
-            held: dict[str, Any] = {
-                "samples": len(dataset),
-                "shape": list(dataset.shape),
-                "fingerprint": dataset.fingerprint[:16],
-            }
-            if sets.setdefault(name, held) != held:  # some points are of other samples
-                sets[f"{name} @ {held['fingerprint'][:6]}"] = held
-    about = environment.describe(lab.device)
-    about.pop("platform", None)
-    return {"seed": seed, "models": models, "data": sets, **about}
