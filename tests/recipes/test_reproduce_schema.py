@@ -217,6 +217,15 @@ def test_claims(claim, numbers, answer):
     assert found.evidence
 
 
+def test_evidence_is_in_the_order_of_the_table():
+    rows = [f"row {i}" for i in range(20)]
+    numbers = {(row, λ): N(0.5, 10, 0.4, 0.6) for row in rows for λ in ("0", "1")}
+    claim = Claim(say="it is so", above={"λ": ["1"]}, below={"λ": ["0"]})
+    found = decide(claim, {"row": rows, "λ": ["0", "1"]}, numbers, "{:g}".format)
+    told = [f"{row}, 1: 0.5; {row}, 0: 0.5" for row in rows[:3]]
+    assert found.evidence == f"20 of 20: {'; '.join(told)}; and 17 more"
+
+
 def test_hits_need_an_overlap_of_both_sampling_errors():
     """By hand: Wilson's interval of 50 % of 100 is ±9.6 points, of 10 000 ±1.0 points."""
     recipe = made(images=10_000)

@@ -137,9 +137,9 @@ def _compare(
         return found
 
     upper, lower, answers = side(above), side(below), []
-    for key in upper.keys() & lower.keys():
+    for key in upper:
         for labels, high in upper[key]:
-            for others, low in lower[key]:
+            for others, low in lower.get(key, []):
                 if labels == others:
                     continue
                 a, b = _ends(high), _ends(low)
