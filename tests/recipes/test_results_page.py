@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from feint.diagnostics.numbers import Number
+from feint.recipes.claims import decide
 from feint.recipes.schema import list_recipes, load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +54,25 @@ def test_results_are_of_recipes_that_exist_and_none_is_a_smoke_test():
         recipe = load_recipe(f"{file.parent.name}/{file.stem}")
         assert found["scale"] in ("cpu", "paper"), file
         assert found["axes"] == {k: list(v) for k, v in recipe.axes.items()}, file
+
+
+def test_claims_are_what_todays_recipes_decide_from_the_committed_numbers():
+    decided = 0
+    for file in (ROOT / "results").glob("*/*.json"):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        recipe = load_recipe(found["recipe"])
+        percent = all(e["unit"] == "share" for e in found["entries"])
+        show = (lambda v: f"{100 * v:.1f} %") if percent else "{:.3g}".format
+        told = []
+        for claim in recipe.claims:
+            numbers = {
+                tuple(e["labels"].values()): e[claim.of] and Number(**e[claim.of])
+                for e in found["entries"]
+            }
+            told.append(decide(claim, found["axes"], numbers, show).as_dict())
+        assert found["claims"] == told, file
+        decided += len(told)
+    assert decided > 80
 
 
 def _copy(folder):
