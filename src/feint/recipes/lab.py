@@ -205,6 +205,5 @@ def _decode(raw: bytes) -> tuple[Measured, dict[str, float]]:
     with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
         numbers = json.loads(archive["__numbers__"].tobytes().decode())
         arrays = {k[2:]: archive[k] for k in archive.files if k.startswith("a:")}
-        timed = "__seconds__" in archive.files  # memories of old are not
-        seconds = json.loads(archive["__seconds__"].tobytes().decode()) if timed else {}
+        seconds = json.loads(archive["__seconds__"].tobytes().decode())
     return Measured(arrays, {k: Number(*v) for k, v in numbers.items()}), seconds
