@@ -56,6 +56,28 @@ def test_results_are_of_recipes_that_exist_and_none_is_a_smoke_test():
         assert found["axes"] == {k: list(v) for k, v in recipe.axes.items()}, file
 
 
+def test_results_say_of_their_scale_what_todays_recipes_say():
+    """If this fails, the recipe changed since: measure it anew."""
+    for name in list_recipes():
+        result = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        about = load_recipe(name).scales[result["scale"]].about
+        assert " ".join(result["differs"].split()) == " ".join(about.split()), name
+
+
+def test_a_scale_takes_as_many_images_as_it_says():
+    told = 0
+    for name in list_recipes():
+        for scale in load_recipe(name).scales.values():
+            if "unless -n says otherwise" in scale.about:
+                count = re.search(
+                    r"(\d+)(?: CIFAR-10)?(?: test images)? unless -n", " ".join(scale.about.split())
+                )
+                assert count, name
+                assert int(count[1]) == scale.data["samples"], name
+                told += 1
+    assert told > 20
+
+
 def test_claims_are_what_todays_recipes_decide_from_the_committed_numbers():
     decided = 0
     for file in (ROOT / "results").glob("*/*.json"):
